@@ -1,0 +1,1 @@
+dataset = dict(type="animalpose", split="test")

@@ -1,0 +1,1 @@
+dataset = dict(type="pfwillow", split="test")

@@ -1,0 +1,3 @@
+label = "copy (floor)"
+model = dict(type="copy")
+batch = 8

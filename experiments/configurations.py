@@ -1,0 +1,67 @@
+"""Configs: one per matcher x dataset, composed from a matcher base and a dataset base.
+
+``<matcher>/<dataset>`` names the config that inherits from ``configs/runtime.py``,
+``configs/matchers/<matcher>.py`` and ``configs/datasets/<dataset>.py``; so a new matcher is one
+config file that works on every dataset, and the other way round. A path to a config file of one's
+own (which may inherit from these through ``_base_``) works everywhere a name does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from nemf.errors import NemfError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def config_names(kind: str) -> list[str]:
+    """Names of the "matchers" or "datasets" bases."""
+    return sorted(path.stem for path in (CONFIGS / kind).glob("*.py"))
+
+
+def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
+    """A config by ``<matcher>/<dataset>`` or by path, with ``--cfg-options`` merged in.
+
+    NemfError for an unknown name, a file that does not parse, or an option that does not fit.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise NemfError(f"{path}: no such config file")
+        config = _parse(lambda: Config.fromfile(path), str(path))
+    else:
+        matcher, _, dataset = name.partition("/")
+        parts = {"matchers": matcher, "datasets": dataset}
+        for kind, part in parts.items():
+            if part not in config_names(kind):
+                raise NemfError(
+                    f"unknown config {name!r}: expected <matcher>/<dataset> with matcher one of "
+                    f"{', '.join(config_names('matchers'))} and dataset one of "
+                    f"{', '.join(config_names('datasets'))}, or a path ending in .py"
+                )
+        bases = [CONFIGS / "runtime.py", *(CONFIGS / k / f"{p}.py" for k, p in parts.items())]
+        config = _parse(lambda: _inherit(bases), name)
+    if options:
+        try:
+            config.merge_from_dict(options)
+        except (TypeError, KeyError, AssertionError, IndexError) as problem:
+            raise NemfError(f"--cfg-options {options} do not fit {name}: {problem}") from None
+    return config
+
+
+def _inherit(bases: list[Path]) -> Config:
+    text = "_base_ = " + repr([str(base) for base in bases]) + "\n"
+    return Config.fromstring(text, ".py")
+
+
+def _parse(build: Any, name: str) -> Config:
+    try:
+        return build()
+    except NemfError:
+        raise
+    except Exception as problem:  # a config is Python: anything can happen in it
+        raise NemfError(f"{name}: cannot be read as a config ({type(problem).__name__}: {problem})") from None

@@ -1,0 +1,163 @@
+"""What a table needs: which cells to predict and which records to score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.provenance import code_state
+from nemf.datasets import dataset_class
+from nemf.datasets.index import PairDataset
+from nemf.errors import NemfError, WeightsNotFound
+from nemf.predictions import Predictions, write_text
+from nemf.scoring import Protocol, get_protocol
+from reports.records import current_predictions, make_record, score_pairs, write_record
+from reports.tables import TableSpec
+
+log = logging.getLogger(__name__)
+TABLES = Path(__file__).parent / "tables"
+CEILING_OF = "copy"  # whose predictions carry the truth that ceilings are made of
+
+
+def table_spec(name: str) -> TableSpec:
+    """A specification by number ("1" is ``tables/table1.yaml``) or by path."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"table{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem.removeprefix("table") for p in TABLES.glob("table*.yaml")))
+        raise NemfError(f"{path}: no such table specification (tables here: {known})")
+    return TableSpec.load(path)
+
+
+@dataclass(frozen=True)
+class TableData:
+    """The datasets of a table that are there, and sentences on those that are not."""
+
+    datasets: tuple[str, ...]
+    synthetic: bool
+    missing: tuple[str, ...]
+
+
+def find_datasets(spec: TableSpec, root: Path) -> TableData:
+    """Which of the table's datasets lie below ``root``.
+
+    NemfError if none does, or if some are synthetic and some real: a table mixes neither.
+    """
+    if not root.is_dir():
+        raise NemfError(f"{root}: no such folder; give the root of the datasets with DATA= or --data")
+    folders = {name: dataset_class(name).find(root) for name in (*spec.columns, *spec.extra_columns)}
+    found = tuple(name for name, folder in folders.items() if folder is not None)
+    if not found:
+        wanted = ", ".join(dataset_class(name).folders[0] for name in spec.columns)
+        raise NemfError(f"{root}: holds none of {wanted}; see docs/datasets.md for the layouts")
+    from nemf.datasets.synthetic import synthetic_marker
+
+    kinds = {name: synthetic_marker(folders[name]) is not None for name in found}
+    if len(set(kinds.values())) > 1:
+        fake = ", ".join(name for name in found if kinds[name])
+        raise NemfError(f"{root}: {fake} is synthetic and the rest is not; keep them in two folders")
+    missing = tuple(
+        f"{dataset_class(name).title}: no folder {dataset_class(name).folders[0]} below the data root."
+        for name in spec.columns
+        if folders[name] is None
+    )
+    return TableData(found, kinds[found[0]], missing)
+
+
+def protocols_of(spec: TableSpec, official: str | None) -> list[Protocol]:
+    """The protocols a matcher is scored under: its paper's own and the fixed ones of the table."""
+    ids = [official if name == "paper" else name for name in spec.protocols]
+    return list({p.id: p for p in (get_protocol(i) for i in ids if i)}.values())
+
+
+def predict_table(
+    spec: TableSpec, data: Path, out: Path, matchers: tuple[str, ...] | None, options: dict[str, Any]
+) -> None:
+    """Predicts every cell of a table that is not there yet. What cannot be measured for want of a
+    dataset or of weights is recorded in ``<out>/<table>/missing.json`` for the footnotes."""
+    from experiments.configurations import load_config
+    from experiments.prediction import predict
+    from nemf.cards import available_matchers
+
+    available = find_datasets(spec, data)
+    missing = list(available.missing)
+    names = matchers or spec.matchers["synthetic" if available.synthetic else "real"]
+    cells = []
+    for matcher in names:
+        for dataset in available.datasets:
+            config = load_config(f"{matcher}/{dataset}", dict(options))
+            config.dataset.split = spec.split
+            card = available_matchers()[config.model.type]
+            layout = dataset_class(dataset).layout
+            protocols = protocols_of(spec, card.official_protocol)
+            for plan in dict.fromkeys(p.plan.for_layout(layout) for p in protocols):
+                cells.append((matcher, dataset, config, plan))
+    without: set[str] = set()
+    for number, (matcher, dataset, config, plan) in enumerate(cells, 1):
+        if matcher in without:
+            continue
+        label = f"[{number}/{len(cells)}] {matcher}/{dataset} {plan}"
+        try:
+            predict(config, data=data, out=out, plan=plan, progress=label)
+        except WeightsNotFound as problem:
+            without.add(matcher)
+            missing.append(f"{config.label}: {problem}")
+            log.warning("%s is left out: %s", matcher, problem)
+    write_text(out / spec.name / "missing.json", json.dumps(missing, indent=1) + "\n")
+
+
+def missing_sentences(spec: TableSpec, out: Path) -> list[str]:
+    """What the last :func:`predict_table` left out."""
+    path = out / spec.name / "missing.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def score_file(
+    file: Path,
+    protocols: list[Protocol],
+    alphas: tuple[float, ...] | None = None,
+    oracle_grids: tuple[int, ...] = (),
+) -> Iterator[dict[str, Any]]:
+    """Scores one prediction file under protocols of its plan; writes and yields the records, which
+    lie in ``scores/`` beside it. ``oracle_grids`` adds the ceilings of those resolutions."""
+    predictions = Predictions.read(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for protocol in protocols:
+        for grid in (None, *oracle_grids):
+            scores = score_pairs(predictions, protocol, alphas, oracle_grid=grid)
+            record = make_record(scores, digest, code_state())
+            name = protocol.id if grid is None else f"oracle-grid-{grid}-{protocol.id}"
+            write_record(file.parent / "scores" / f"{name}.json", record)
+            yield record
+
+
+def score_table(spec: TableSpec, out: Path) -> int:
+    """Scores every current prediction file for a table; returns how many records were written."""
+    count = 0
+    for file in current_predictions(out):
+        predictions = Predictions.read(file, ["pair"])
+        matcher = predictions.meta["matcher"]
+        official = matcher.get("card", {}).get("official_protocol")
+        layout = predictions.meta["layout"]
+        fitting = [
+            p
+            for p in protocols_of(spec, official)
+            if p.plan.for_layout(layout) == predictions.plan
+        ]
+        grids = spec.oracle_grids if matcher["name"] == CEILING_OF else ()
+        count += len(list(score_file(file, fitting, oracle_grids=grids)))
+    if not count:
+        raise NemfError(f"{out}: holds no predictions to score: run `nemf predict` first")
+    return count
+
+
+def open_dataset(name: str, data: Path, split: str, **options: Any) -> PairDataset:
+    """A dataset by name; NemfError for an unknown one, a missing folder, a wrong option."""
+    try:
+        return dataset_class(name)(data, split, **options)
+    except TypeError as problem:
+        raise NemfError(f"dataset {name}: {problem}") from None

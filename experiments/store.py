@@ -1,0 +1,104 @@
+"""The prediction store: one folder per cell, chunks committed one by one, resumable.
+
+A cell is (matcher, dataset, plan). Its folder is ``<label>/<dataset>-<split>/<plan>/<key>``, where
+the key hashes everything that can change a prediction and nothing else. ``current`` in the folder
+above names the key that was predicted last (:func:`reports.records.current_predictions`). A cell is complete when ``predictions.parquet`` is
+there; until then finished chunks lie in ``chunks/`` and a new start goes on with the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from nemf.errors import NemfError
+from nemf.predictions import FILE_NAME, Predictions, write_text, write_whole
+
+def cell_key(facts: dict[str, Any]) -> str:
+    """24 hex digits over the canonical JSON of everything that can change a prediction."""
+    text = json.dumps(facts, sort_keys=True, default=_listed)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, tuple | set):
+        return list(value)
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be part of a cell's key")
+
+
+class Cell:
+    """One cell of the store. ``slot``: the folder shared by all keys of (matcher, dataset, plan)."""
+
+    def __init__(self, slot: Path, key: str) -> None:
+        self.slot, self.key = slot, key
+        self.folder = slot / key
+        self.file = self.folder / FILE_NAME
+
+    @property
+    def complete(self) -> bool:
+        return self.file.exists()
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Holds the cell for this process; NemfError if another one does. Freed if it dies."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise NemfError(f"{self.folder}: another process is predicting this cell") from None
+        except OSError as problem:
+            raise NemfError(
+                f"{self.folder}: cannot be written ({problem.strerror}); choose another OUT="
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def finished_chunks(self) -> set[int]:
+        """Numbers of the chunks that are committed; leftovers of killed writers are removed."""
+        for leftover in self.folder.glob("chunks/.*"):
+            leftover.unlink(missing_ok=True)
+        return {int(path.stem) for path in self.folder.glob("chunks/*.parquet")}
+
+    def commit(self, chunk: int, rows: pa.Table) -> None:
+        """Writes one chunk, whole or not at all."""
+        path = self.folder / "chunks" / f"{chunk:06d}.parquet"
+        write_whole(path, lambda file: pq.write_table(rows, file))
+
+    def finish(self, n_chunks: int, meta: dict[str, Any]) -> None:
+        """Joins the chunks into the prediction file and drops them."""
+        paths = [self.folder / "chunks" / f"{chunk:06d}.parquet" for chunk in range(n_chunks)]
+        table = pa.concat_tables([pq.read_table(path) for path in paths]).unify_dictionaries()
+        Predictions(table, meta).write(self.file)
+        shutil.rmtree(self.folder / "chunks", ignore_errors=True)
+
+    def write_json(self, name: str, content: Any) -> None:
+        write_text(self.folder / name, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+
+    def make_current(self) -> None:
+        """Marks this key as the one that tables read."""
+        write_text(self.slot / "current", self.key + "\n")
+
+
+def slot_folder(out: Path, label: str, dataset: str, plan: str) -> Path:
+    return out / "predictions" / slug(label) / dataset / plan
+
+
+def slug(text: str) -> str:
+    """A folder name: letters, digits, dot, dash and underscore."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+    if not name:
+        raise NemfError(f"{text!r} holds no letter or digit to name a folder by")
+    return name

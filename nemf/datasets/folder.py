@@ -1,0 +1,148 @@
+"""A user's own pairs: a folder with images and one pair list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemf.datasets.index import PairDataset, RawImage, RawPair, inside
+from nemf.datasets.pfpascal import read_pair_list, semicolon_numbers
+from nemf.datasets.spair import json_box, json_field, json_names, json_points
+from nemf.errors import NemfError
+from nemf.pairs import Layout
+
+_LISTS = ("pairs.json", "pairs.csv")
+
+
+class FolderOfPairs(PairDataset):
+    """Own pairs from ``<root>/pairs.json`` or ``<root>/pairs.csv``; paths are relative to root.
+
+    JSON: a list of objects with ``src``, ``trg`` (image paths), ``src_kps``, ``trg_kps`` (parallel
+    lists of [x, y], null for an absent one) and optionally ``id``, ``category``, ``kp_names``,
+    ``src_bbox``, ``trg_bbox`` (x1, y1, x2, y2). CSV: columns ``src, trg, XA, YA, XB, YB`` (numbers
+    separated by semicolons) and optionally ``id, category, src_bbox, trg_bbox``.
+
+    ``threshold``: the length that alpha multiplies: "bbox" (all pairs need boxes), "image" or
+    "kps_extent"; by default bbox where every pair has boxes, else kps_extent. Coordinates refer to
+    the stored pixel grid (EXIF orientation is not applied).
+    """
+
+    name = "folder"
+    title = "own pairs"
+    folders = ()
+    splits = ("test",)
+
+    def __init__(
+        self, root: Any, split: str = "test", *, threshold: str | None = None, **options: Any
+    ):
+        layouts: dict[str | None, Layout | None] = {
+            "bbox": "spair",
+            "image": "pfpascal",
+            "kps_extent": "pfwillow",
+            None: None,
+        }
+        if threshold not in layouts:
+            raise NemfError(f"threshold must be bbox, image or kps_extent, not {threshold!r}")
+        super().__init__(root, split, **options)
+        boxes = all(pair.src_bbox is not None and pair.trg_bbox is not None for pair in self)
+        if threshold == "bbox" and not boxes:
+            raise NemfError(
+                f"{self.list_file()}: threshold 'bbox' needs src_bbox and trg_bbox everywhere"
+            )
+        self.layout = layouts[threshold] or ("spair" if boxes else "pfwillow")
+
+    @classmethod
+    def find(cls, root: Path) -> Path | None:
+        return root if any((root / name).is_file() for name in _LISTS) else None
+
+    @classmethod
+    def locate(cls, root: Path) -> Path:
+        if cls.find(root) is None:
+            raise NemfError(f"{root}: holds neither pairs.json nor pairs.csv")
+        return root
+
+    def sources(self) -> list[Path]:
+        return [self.folder]
+
+    def entries(self) -> list[tuple[int, dict[str, Any]]]:
+        file = self.list_file()
+        entries = _json_entries(file) if file.suffix == ".json" else _csv_entries(file)
+        return list(enumerate(entries))
+
+    def read(self, entry: tuple[int, dict[str, Any]], images: dict[str, RawImage]) -> RawPair:
+        number, fields = entry
+        file = self.list_file()
+        if file.suffix == ".json":
+            origin = f"{file} entry {number + 1}"
+        else:
+            origin = f"{file} row {number + 2}"
+            fields = _from_csv(fields, origin)
+        here = Path(origin)
+        files = [str(json_field(here, fields, side)) for side in ("src", "trg")]
+        for name in files:
+            images.setdefault(name, RawImage(name, inside(self.folder, name, origin)))
+        kps = [json_points(here, fields, key) for key in ("src_kps", "trg_kps")]
+        boxes = [
+            json_box(here, fields, key) if fields.get(key) is not None else None
+            for key in ("src_bbox", "trg_bbox")
+        ]
+        stems = [Path(name).stem for name in files]
+        category = str(fields.get("category") or "object")
+        return RawPair(
+            id=str(fields.get("id") or f"{number:06d}-{stems[0]}-{stems[1]}:{category}"),
+            category=category,
+            src=files[0],
+            trg=files[1],
+            src_kps=kps[0],
+            trg_kps=kps[1],
+            kp_names=json_names(here, fields, "kp_names", len(kps[0])),
+            origin=origin,
+            src_bbox=boxes[0],
+            trg_bbox=boxes[1],
+        )
+
+    def list_file(self) -> Path:
+        return next(self.folder / name for name in _LISTS if (self.folder / name).is_file())
+
+
+def _json_entries(file: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as problem:
+        raise NemfError(f"{file}: cannot be read as JSON ({problem})") from None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise NemfError(f"{file}: must be a list of objects, one per pair")
+    if not entries:
+        raise NemfError(f"{file}: lists no pair")
+    return entries
+
+
+def _csv_entries(file: Path) -> list[dict[str, Any]]:
+    table = read_pair_list(file, min_columns=6)
+    needed = {"src", "trg", "XA", "YA", "XB", "YB"}
+    if not needed <= set(table.columns):
+        raise NemfError(
+            f"{file}: the columns {', '.join(sorted(needed - set(table.columns)))} are missing"
+        )
+    return table.to_dict("records")
+
+
+def _from_csv(cells: dict[str, Any], origin: str) -> dict[str, Any]:
+    """A row of the CSV in the form of a JSON entry."""
+    entry = {key: cells[key] for key in ("src", "trg")}
+    for side, keys in (("src_kps", ("XA", "YA")), ("trg_kps", ("XB", "YB"))):
+        axes = [semicolon_numbers(cells[key], f"{origin}, column {key}") for key in keys]
+        if len(axes[0]) != len(axes[1]):
+            raise NemfError(f"{origin}: {keys[0]} and {keys[1]} differ in length")
+        entry[side] = np.stack(axes, 1).tolist()
+    for key in ("id", "category", "src_bbox", "trg_bbox"):
+        value = cells.get(key)
+        if isinstance(value, str) or (value is not None and np.isfinite(value)):
+            is_box = key.endswith("bbox")
+            entry[key] = (
+                semicolon_numbers(value, f"{origin}, column {key}").tolist() if is_box else value
+            )
+    return entry

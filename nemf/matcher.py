@@ -1,0 +1,135 @@
+"""The one interface of every method, and the one-call API on top of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from nemf.cards import MatcherCard
+from nemf.errors import NemfError
+from nemf.pairs import Image, Matches
+
+Role = Literal["query", "reference"]
+Features = Any  # what encode returns per image; only the same matcher's match reads it
+
+
+class Matcher(BaseModel):
+    """Answers one question: where are these points of the query image in the reference image?
+
+    A subclass sets ``card`` and implements :meth:`encode` and :meth:`match`; trainable ones also
+    :meth:`loss`. Contract (held by the tests over everything registered):
+
+    - ``encode`` depends on one image, its canvas and, if ``uses_role``, the role; it may be cached;
+    - ``match`` never sees the truth, answers every query (NaN = no answer), in float32 pixels of
+      the original reference image; a batch equals its pairs taken one by one;
+    - inputs are never changed in place; gradients are enabled locally where they are needed.
+    """
+
+    card: ClassVar[MatcherCard]
+    uses_role: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__(data_preprocessor=None)
+
+    @property
+    def weights_hash(self) -> str:
+        """What identifies the weights: SHA-256 over the state dict's names, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            array = value.detach().cpu().contiguous().numpy()
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def random_weights(self) -> bool:
+        """True if any part runs on random weights (``init: random``); tables say so."""
+        return any(getattr(m, "is_random", False) for m in self.modules() if m is not self)
+
+    @property
+    def device(self) -> torch.device:
+        tensor = next(self.parameters(), next(self.buffers(), None))
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    def encode(self, images: Sequence[Image], role: Role) -> list[Features]:
+        """Features of each image on its canvas. ``role`` matters only if ``uses_role``."""
+        raise NotImplementedError
+
+    def match(
+        self, queries: Sequence[Features], references: Sequence[Features], points: Sequence[Tensor]
+    ) -> list[Matches]:
+        """One answer per pair. Lists run over pairs; ``points[i]`` float32 (N_i, 2) px of the
+        original query image i. Raises ValueError if the lists differ in length."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> dict[str, Tensor]:
+        """Training losses, divided by the number of valid keypoints over all ranks."""
+        raise NotImplementedError(f"{type(self).__name__} is not trainable")
+
+    def forward(self, batch: Any, mode: str = "tensor") -> Any:
+        """MMEngine's entry: only ``mode="loss"`` computes something here; prediction goes through
+        :meth:`encode` and :meth:`match`, so that images are encoded once."""
+        if mode == "loss":
+            return self.loss(batch)
+        raise NemfError(f"{type(self).__name__}.forward has no mode {mode!r}; use encode and match")
+
+
+def build_matcher(name: str, **overrides: Any) -> Matcher:
+    """A registered matcher by name, in evaluation mode; keywords are its constructor's.
+
+    ``weights=`` takes this project's checkpoints and the authors' official ones where a matcher
+    has any. Raises NemfError for an unknown name or keyword and for unusable weights.
+    """
+    from nemf.registry import MATCHERS, matcher_class
+
+    cls = matcher_class(name)
+    try:
+        matcher = MATCHERS.build({"type": name, **overrides})
+    except TypeError as problem:
+        if "argument" in str(problem):
+            raise NemfError(f"matcher {name!r} ({cls.__name__}): {problem}") from None
+        raise
+    return matcher.eval()
+
+
+def match(
+    matcher: Matcher,
+    query_image: str | Path | PIL.Image.Image | np.ndarray,
+    reference_image: str | Path | PIL.Image.Image | np.ndarray,
+    points: Any,
+) -> Matches:
+    """Where ``points`` of the query image lie in the reference image, in one call.
+
+    Images: a path, a PIL image or uint8 (H, W, 3) RGB; pixels as stored (EXIF orientation is not
+    applied). ``points``: (N, 2) (x, y) px of the query image, N >= 0. Returns Matches with
+    float32 (N, 2) px of the reference image. NemfError for an unreadable image or points that are
+    not finite (N, 2).
+    """
+    query, reference = _as_image(query_image), _as_image(reference_image)
+    array = np.asarray(points, np.float32)
+    if array.size == 0:
+        array = array.reshape(0, 2)
+    if array.ndim != 2 or array.shape[1] != 2 or not np.isfinite(array).all():
+        raise NemfError(f"points must be finite and of shape (N, 2), not {array.shape}")
+    with torch.no_grad():
+        (q,) = matcher.encode([query], "query")
+        (r,) = matcher.encode([reference], "reference")
+        (answer,) = matcher.match([q], [r], [torch.from_numpy(array).to(matcher.device)])
+    return answer
+
+
+def _as_image(source: str | Path | PIL.Image.Image | np.ndarray) -> Image:
+    if isinstance(source, np.ndarray):
+        return Image.from_pixels(source)
+    if isinstance(source, PIL.Image.Image):
+        return Image.from_pixels(np.asarray(source.convert("RGB")))
+    from nemf.datasets.index import decode_image
+
+    return Image.from_pixels(decode_image(Path(source)))

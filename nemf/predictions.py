@@ -1,0 +1,327 @@
+"""Prediction files: one row per keypoint, with everything that scoring needs. Torch-free.
+
+A file holds queries, predictions and truth in original pixels, sizes, boxes, difficulty flags and
+all annotated keypoints of both images, so it serves every rule of its plan without a network. Its
+schema metadata (key ``nemf``, JSON) says how the predictions came about. Files are written under a
+temporary name and renamed, so a file that exists is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nemf.errors import NemfError
+from nemf.pairs import FLAGS, OrientedPair, Plan
+
+if TYPE_CHECKING:
+    from nemf.datasets.index import PairDataset
+
+FORMAT = 1
+FILE_NAME = "predictions.parquet"
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_POINTS = pa.list_(pa.float32())
+_BOX = ("x1", "y1", "x2", "y2")
+
+SCHEMA = pa.schema(
+    [
+        ("pair", _TEXT),
+        ("pair_number", pa.int32()),
+        ("category", _TEXT),
+        ("keypoint", pa.int16()),
+        ("kp_name", _TEXT),
+        *((f"{what}_{axis}", pa.float32()) for what in ("query", "pred", "true") for axis in "xy"),
+        ("confidence", pa.float32()),
+        *((f"{side}_image", _TEXT) for side in ("query", "reference")),
+        *((f"{side}_hash", _TEXT) for side in ("query", "reference")),
+        *((f"{s}_{d}", pa.int32()) for s in ("query", "reference") for d in ("height", "width")),
+        *((f"{s}_bbox_{v}", pa.float32()) for s in ("query", "reference") for v in _BOX),
+        *((flag, pa.int8()) for flag in FLAGS),
+        *((f"{side}_annotated", _POINTS) for side in ("query", "reference")),
+    ]
+)
+
+
+@dataclass(eq=False)
+class Predictions:
+    """The content of a prediction file: an Arrow table of :data:`SCHEMA` and its metadata.
+
+    Columns (R rows, the rows of a pair adjacent, pairs in dataset order): ``pair`` id,
+    ``pair_number`` position in the dataset, ``category``, ``keypoint`` number within the pair,
+    ``kp_name``; ``query_x/y``, ``pred_x/y`` (NaN = no answer), ``true_x/y`` float32 px;
+    ``confidence`` (NaN = none); per side ``*_image``, ``*_hash``, ``*_height``, ``*_width``,
+    ``*_bbox_*`` (NaN = none), ``*_annotated`` (flattened x, y of every annotated keypoint); flags.
+    """
+
+    table: pa.Table
+    meta: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def column(self, name: str) -> np.ndarray:
+        """A column as a NumPy array (texts as objects)."""
+        return self.table[name].to_numpy()
+
+    def points(self, what: str) -> np.ndarray:
+        """float32 (R, 2) of "query", "pred" or "true" points, px of their original image."""
+        return np.stack([self.column(f"{what}_x"), self.column(f"{what}_y")], 1)
+
+    def bbox(self, side: str) -> np.ndarray:
+        """float32 (R, 4) xyxy px boxes of the "query" or "reference" image, NaN = none."""
+        return np.stack([self.column(f"{side}_bbox_{v}") for v in _BOX], 1)
+
+    def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """Integer codes (R,) and the distinct texts of a text column."""
+        encoded = self.table[name].combine_chunks()
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = pa.chunked_array(encoded).combine_chunks()
+        return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
+
+    @cached_property
+    def pair_starts(self) -> np.ndarray:
+        """Row at which each pair begins."""
+        number = self.column("pair_number")
+        return np.flatnonzero(np.r_[True, number[1:] != number[:-1]]) if len(number) else number
+
+    @property
+    def plan(self) -> Plan:
+        return Plan.parse(self.meta["plan"])
+
+    @classmethod
+    def read(cls, path: Path, columns: Sequence[str] | None = None) -> Predictions:
+        """Reads a prediction file (optionally some columns). NemfError if it is none."""
+        try:
+            table = pq.read_table(path, columns=list(columns) if columns else None)
+        except FileNotFoundError:
+            raise NemfError(f"{path}: no such prediction file") from None
+        except (OSError, pa.ArrowException) as problem:
+            raise NemfError(f"{path}: cannot be read as parquet ({problem})") from None
+        text = (table.schema.metadata or {}).get(b"nemf")
+        if text is None:
+            raise NemfError(
+                f"{path}: not a prediction file of this suite; predictions made elsewhere need "
+                "--dataset and --name (see docs/predictions.md)"
+            )
+        meta = json.loads(text)
+        if meta.get("format") != FORMAT:
+            raise NemfError(f"{path}: has format {meta.get('format')}, this version reads {FORMAT}")
+        missing = [n for n in (columns or SCHEMA.names) if n not in table.column_names]
+        if missing:
+            raise NemfError(f"{path}: lacks the columns {', '.join(missing)}; predict anew")
+        if not table.num_rows:
+            raise NemfError(f"{path}: holds no prediction")
+        return cls(table, meta)
+
+    def write(self, path: Path) -> None:
+        """Writes the file, whole or not at all. NemfError naming the path if that fails."""
+        meta = {b"nemf": json.dumps(self.meta, sort_keys=True).encode()}
+        table = self.table.combine_chunks().replace_schema_metadata(meta)
+        write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write`` with a temporary path in the same folder, then renames it to ``path``.
+
+    NemfError naming the path if the folder cannot be written or the disk is full; nothing is left.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise NemfError(f"{path}: cannot be written ({reason}); choose another OUT= folder") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file, whole or not at all (see :func:`write_whole`)."""
+    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def prediction_table(
+    numbered: Iterable[tuple[int, OrientedPair, np.ndarray, np.ndarray | None]],
+) -> pa.Table:
+    """The rows of some pairs: tuples of (position in the dataset, pair, predicted points float32
+    (N, 2) px, confidence (N,) or None), in order."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for number, oriented, points, confidence in numbered:
+        for name, values in _pair_rows(number, oriented, points, confidence).items():
+            columns[name].append(values)
+    arrays = []
+    for field in SCHEMA:
+        parts = columns[field.name]
+        if field.type == _TEXT:
+            flat = [text for part in parts for text in part]
+            arrays.append(pa.array(flat, pa.string()).dictionary_encode().cast(_TEXT))
+        elif field.type == _POINTS:
+            arrays.append(pa.array([points for part in parts for points in part], _POINTS))
+        else:
+            flat = np.concatenate(parts) if parts else np.zeros(0)
+            arrays.append(pa.array(flat.astype(field.type.to_pandas_dtype()), field.type))
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _pair_rows(
+    number: int, oriented: OrientedPair, points: np.ndarray, confidence: np.ndarray | None
+) -> dict[str, Any]:
+    pair, n = oriented.pair, len(oriented.query_kps)
+    if points.shape != (n, 2):
+        raise ValueError(f"pair {pair.id}: {n} queries but answers of shape {points.shape}")
+    rows: dict[str, Any] = {
+        "pair": [pair.id] * n,
+        "pair_number": np.full(n, number),
+        "category": [pair.category] * n,
+        "keypoint": np.arange(n),
+        "kp_name": list(pair.kp_names),
+        "confidence": np.full(n, np.nan) if confidence is None else confidence,
+    }
+    sides = (("query", oriented.query_kps), ("pred", points), ("true", oriented.reference_kps))
+    for what, values in sides:
+        rows[f"{what}_x"], rows[f"{what}_y"] = values[:, 0], values[:, 1]
+    for side in ("query", "reference"):
+        record, box = getattr(oriented, side), getattr(oriented, f"{side}_bbox")
+        rows[f"{side}_image"], rows[f"{side}_hash"] = [record.name] * n, [record.hash] * n
+        rows[f"{side}_height"] = np.full(n, record.size[0])
+        rows[f"{side}_width"] = np.full(n, record.size[1])
+        for k, v in enumerate(_BOX):
+            rows[f"{side}_bbox_{v}"] = np.full(n, np.nan if box is None else box[k])
+        rows[f"{side}_annotated"] = [record.kps.ravel()] * n
+    for flag in FLAGS:
+        rows[flag] = np.full(n, pair.flags.get(flag, -1))
+    return rows
+
+
+def dataset_meta(dataset: PairDataset, plan: Plan) -> dict[str, Any]:
+    """The part of a file's metadata that the dataset and the plan determine."""
+    return {
+        "format": FORMAT,
+        "dataset": dataset.name,
+        "title": dataset.title,
+        "split": dataset.split,
+        "layout": dataset.layout,
+        "fingerprint": dataset.fingerprint,
+        "synthetic": dataset.synthetic,
+        "n_pairs": len(dataset),
+        "official_pairs": dataset.official_pairs,
+        "plan": str(plan.for_layout(dataset.layout)),
+    }
+
+
+# -- predictions made elsewhere -----------------------------------------------------------------
+
+
+def query_list(dataset: PairDataset, plan: Plan) -> pd.DataFrame:
+    """The questions of a dataset, for methods outside this suite: one row per keypoint with
+    ``pair``, ``keypoint``, both image paths relative to the dataset's folder, ``query_x``,
+    ``query_y`` (px). Answers go into columns ``x`` and ``y`` (see :func:`read_external`)."""
+    rows = []
+    for oriented in _oriented(dataset, plan):
+        for number, (x, y) in enumerate(oriented.query_kps.tolist()):
+            paths = [os.path.relpath(r.path, dataset.folder) for r in (oriented.query, oriented.reference)]
+            rows.append((oriented.pair.id, number, *paths, x, y))
+    names = ["pair", "keypoint", "query_image", "reference_image", "query_x", "query_y"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def read_external(path: Path, dataset: PairDataset, plan: Plan, name: str) -> Predictions:
+    """Predictions made elsewhere, joined with the dataset they are for.
+
+    ``path``: CSV or parquet with one row per keypoint and the columns ``pair`` (id), ``keypoint``
+    (number within the pair, from 0), ``x``, ``y`` (px of the original reference image; both empty
+    or NaN = no answer) and optionally ``confidence``; further columns are ignored. Every keypoint
+    of every pair must be answered exactly once. NemfError says what is missing or foreign.
+    """
+    table = _read_answers(path)
+    queries = query_list(dataset, plan)
+    known = pd.MultiIndex.from_frame(queries[["pair", "keypoint"]])
+    given = pd.MultiIndex.from_frame(table[["pair", "keypoint"]])
+    _refuse(path, given[given.duplicated()], "is answered twice")
+    _refuse(path, given.difference(known), f"is not in {dataset.title} {dataset.split}")
+    _refuse(path, known.difference(given), "has no answer (leave x and y empty to decline one)")
+    answers = table.set_index(given).reindex(known)
+    points = answers[["x", "y"]].to_numpy(np.float32)
+    half = np.isnan(points).sum(1) == 1
+    if half.any():
+        raise NemfError(f"{path}: {_label(known[int(np.argmax(half))])} has only one coordinate")
+    confidence = answers["confidence"].to_numpy(np.float32) if "confidence" in answers else None
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def rows() -> Iterator[tuple[int, OrientedPair, np.ndarray, np.ndarray | None]]:
+        start = 0
+        for number, oriented in enumerate(_oriented(dataset, plan)):
+            stop = start + len(oriented.query_kps)
+            part = None if confidence is None else confidence[start:stop]
+            yield number, oriented, points[start:stop], part
+            start = stop
+
+    matcher = {"name": name, "label": name, "external": True, "file_sha256": content}
+    meta = dataset_meta(dataset, plan) | {"matcher": matcher, "code": None, "key": content[:24]}
+    return Predictions(prediction_table(rows()), meta)
+
+
+def _oriented(dataset: PairDataset, plan: Plan) -> Iterator[OrientedPair]:
+    plan = plan.for_layout(dataset.layout)
+    return (pair.oriented(plan) for pair in dataset)
+
+
+def _read_answers(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype={"pair": str})
+    except FileNotFoundError:
+        raise NemfError(f"{path}: no such file") from None
+    except (OSError, ValueError, pa.ArrowException) as problem:
+        raise NemfError(f"{path}: cannot be read as CSV or parquet ({problem})") from None
+    missing = [c for c in ("pair", "keypoint", "x", "y") if c not in table.columns]
+    if missing:
+        raise NemfError(f"{path}: lacks the column(s) {', '.join(missing)} (needs pair, keypoint, x, y)")
+    table = table.copy()
+    table["pair"] = table["pair"].astype(str)
+    for column in [c for c in ("keypoint", "x", "y", "confidence") if c in table.columns]:
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        bad = (numbers.isna() & table[column].notna()) | np.isinf(numbers.to_numpy(np.float64))
+        if column == "keypoint":
+            bad |= numbers.isna() | (numbers % 1 != 0)
+        if bad.any():
+            row = int(np.argmax(bad.to_numpy()))
+            value = table[column].iloc[row]
+            raise NemfError(f"{path} row {row + 2}: {column} is {value!r}, not a finite number")
+        table[column] = numbers
+    table["keypoint"] = table["keypoint"].astype(int)
+    return table
+
+
+def _refuse(path: Path, offending: pd.MultiIndex, what: str) -> None:
+    if len(offending):
+        more = f" (and {len(offending) - 1} more)" if len(offending) > 1 else ""
+        raise NemfError(f"{path}: {_label(offending[0])} {what}{more}")
+
+
+def _label(entry: tuple[str, int]) -> str:
+    return f"pair {entry[0]} keypoint {entry[1]}"

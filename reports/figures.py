@@ -1,0 +1,61 @@
+"""Pictures of matches (matplotlib, no display needed)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nemf.errors import NemfError
+from nemf.predictions import write_whole
+
+# Okabe and Ito's colours: told apart by colour-blind readers and in grey print by the numbers.
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+def draw_matches(
+    query: np.ndarray,
+    reference: np.ndarray,
+    points: Sequence[Sequence[float]] | np.ndarray,
+    answers: np.ndarray,
+    file: Path,
+) -> None:
+    """Query image (left) with numbered points, reference image (right) with the answers, as PNG.
+
+    ``query``, ``reference`` uint8 (H, W, 3); ``points``, ``answers`` (N, 2) px of their image, NaN
+    = no answer (named in the caption). NemfError if the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import ConnectionPatch
+
+    if file.suffix.lower() != ".png":
+        raise NemfError(f"{file}: pictures are PNG; give a name that ends in .png")
+    xy, uv = np.asarray(points, float).reshape(-1, 2), np.asarray(answers, float).reshape(-1, 2)
+    widths = [query.shape[1] / query.shape[0], reference.shape[1] / reference.shape[0]]
+    figure = Figure(figsize=(4 * sum(widths), 4.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=widths)
+    unanswered = [str(k + 1) for k in range(len(xy)) if np.isnan(uv[k]).any()]
+    for axes, image, title in ((left, query, "query"), (right, reference, "reference")):
+        axes.imshow(image)
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=10)
+    for k, (p, q) in enumerate(zip(xy, uv, strict=True)):
+        colour = _COLOURS[k % len(_COLOURS)]
+        for axes, point in ((left, p), (right, q)):
+            if np.isnan(point).any():
+                continue
+            axes.plot(*point, "o", color=colour, markeredgecolor="black", markersize=7)
+            axes.annotate(
+                str(k + 1), point, xytext=(5, 5), textcoords="offset points", fontsize=8,
+                bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
+            )  # fmt: skip
+        if not np.isnan(q).any():
+            link = ConnectionPatch(p, q, "data", "data", axesA=left, axesB=right, color=colour, lw=1)
+            link.set_in_layout(False)
+            figure.add_artist(link)
+    if unanswered:
+        figure.supxlabel(f"no answer for {', '.join(unanswered)}", fontsize=9)
+    write_whole(file, lambda temporary: figure.savefig(temporary, format="png"))

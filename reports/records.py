@@ -1,0 +1,246 @@
+"""Score records: what one prediction file is worth under one protocol, and where it came from.
+
+A record is a JSON file beside its predictions; tables, comparisons and MLflow are made from
+records. It holds PCK at every alpha, per image and per point, over all pairs, per class and per
+difficulty flag, each with its interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nemf.errors import NemfError
+from nemf.geometry import snap_to_grid
+from nemf.pairs import FLAGS
+from nemf.predictions import FILE_NAME, Predictions, write_text
+from nemf.scoring import Protocol, check_alphas, check_errors, correct, errors_px, lengths_px
+from reports.statistics import dyadic_mean
+
+FORMAT = 1
+LEVEL = 0.95
+
+
+@dataclasses.dataclass(eq=False)
+class PairScores:
+    """Per-pair results under one protocol: what every mean, interval and comparison is made from.
+
+    ``frame`` has one row per pair: ``pair``, ``category``, the flags, ``image_a``, ``image_b``
+    (codes of the two images' content), ``n`` keypoints, ``n_none`` unanswered ones, and one column
+    per alpha with the number of correct keypoints.
+    """
+
+    frame: pd.DataFrame
+    alphas: tuple[float, ...]
+    protocol: Protocol
+    meta: dict[str, Any]
+
+
+def keypoint_errors(
+    predictions: Predictions, protocol: Protocol, *, oracle_grid: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Error and threshold length, float32 (R,) each, in the protocol's frame; +inf error = no
+    answer. ``oracle_grid=G`` scores the truth snapped to a G x G grid of the reference image
+    instead of the predictions: the ceiling of a method of that resolution.
+
+    NemfError if the predictions were made under another plan than the protocol's, or lack boxes.
+    """
+    layout = predictions.meta["layout"]
+    plan = protocol.plan.for_layout(layout)
+    if predictions.plan != plan:
+        raise NemfError(
+            f"{protocol.id} scores predictions of plan {plan} on {predictions.meta['title']}, but "
+            f"these were made under {predictions.plan}: predict with --protocol {protocol.id}"
+        )
+    heights = predictions.column("reference_height")
+    widths = predictions.column("reference_width")
+    true = predictions.points("true")
+    if oracle_grid is None:
+        pred = predictions.points("pred")
+    else:
+        pred = np.empty_like(true)
+        sizes = heights.astype(np.int64) << 32 | widths
+        for size in np.unique(sizes):
+            rows = sizes == size
+            pred[rows] = snap_to_grid(true[rows], (size >> 32, size & 0xFFFFFFFF), oracle_grid)
+    factors = protocol.frame.factors(heights, widths)
+    error = errors_px(pred, true, factors)
+    length = lengths_px(
+        protocol.bases[layout],
+        factors=factors,
+        heights=heights,
+        widths=widths,
+        bbox=predictions.bbox("reference"),
+        true=true,
+        pair=predictions.column("pair_number"),
+    )
+    check_errors(error, length)
+    return error, length
+
+
+def score_pairs(
+    predictions: Predictions,
+    protocol: Protocol,
+    alphas: Sequence[float] | None = None,
+    *,
+    oracle_grid: int | None = None,
+) -> PairScores:
+    """Scores a prediction file pair by pair. Errors as :func:`keypoint_errors`."""
+    chosen = check_alphas(alphas if alphas is not None else protocol.alphas)
+    error, length = keypoint_errors(predictions, protocol, oracle_grid=oracle_grid)
+    starts = predictions.pair_starts
+    columns: dict[str, Any] = {}
+    for name in ("pair", "category"):
+        codes, texts = predictions.codes(name)
+        columns[name] = pd.Categorical.from_codes(codes[starts], texts)
+    for flag in FLAGS:
+        columns[flag] = predictions.column(flag)[starts]
+    columns["image_a"], columns["image_b"] = _image_codes(predictions, starts)
+    columns["n"] = np.diff(np.r_[starts, len(error)])
+    columns["n_none"] = np.add.reduceat(np.isinf(error).astype(np.int64), starts)
+    for alpha in chosen:
+        hits = correct(error, length, alpha, inclusive=protocol.inclusive)
+        columns[alpha_name(alpha)] = np.add.reduceat(hits.astype(np.int64), starts)
+    meta = dict(predictions.meta)
+    if oracle_grid is not None:
+        label = f"oracle-grid {oracle_grid}x{oracle_grid} (ceiling)"
+        meta["matcher"] = {"name": "oracle-grid", "label": label, "grid": oracle_grid}
+    return PairScores(pd.DataFrame(columns), chosen, protocol, meta)
+
+
+def _image_codes(predictions: Predictions, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of the query and the reference image's content, in one numbering for both."""
+    query, query_texts = predictions.codes("query_hash")
+    reference, reference_texts = predictions.codes("reference_hash")
+    number = {text: i for i, text in enumerate(dict.fromkeys(query_texts + reference_texts))}
+    remap = [np.array([number[t] for t in texts]) for texts in (query_texts, reference_texts)]
+    return remap[0][query[starts]], remap[1][reference[starts]]
+
+
+def groups(scores: PairScores) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(kind, value, row mask) for all pairs, every class, and every annotated flag value."""
+    frame = scores.frame
+    yield "all", "all", np.ones(len(frame), bool)
+    codes = frame["category"].cat.codes.to_numpy()
+    for category in sorted(frame["category"].unique()):
+        yield "class", str(category), codes == frame["category"].cat.categories.get_loc(category)
+    for flag in FLAGS:
+        values = frame[flag].to_numpy()
+        for value in np.unique(values[values >= 0]):
+            yield flag, str(int(value)), values == value
+
+
+def metrics(scores: PairScores, level: float = LEVEL) -> list[dict[str, Any]]:
+    """One entry per group, averaging and alpha: mean, interval, numbers of pairs and images."""
+    frame = scores.frame
+    a, b, n = (frame[c].to_numpy() for c in ("image_a", "image_b", "n"))
+    fractions = {alpha: frame[alpha_name(alpha)].to_numpy() / n for alpha in scores.alphas}
+    entries = []
+    for kind, value, rows in groups(scores):
+        for averaging in ("image", "point"):
+            weights = n[rows] if averaging == "point" else None
+            for alpha in scores.alphas:
+                estimate = dyadic_mean(
+                    fractions[alpha][rows],
+                    a[rows],
+                    b[rows],
+                    weights=weights,
+                    level=level,
+                    bounds=(0.0, 1.0),
+                )
+                entries.append(
+                    {
+                        "group": kind,
+                        "value": value,
+                        "averaging": averaging,
+                        "alpha": alpha,
+                        "pck": estimate.mean,
+                        **{k: _or_none(getattr(estimate, k)) for k in ("low", "high", "se")},
+                        "n_pairs": int(rows.sum()),
+                        "n_keypoints": int(n[rows].sum()),
+                        "n_images": estimate.n_images,
+                    }
+                )
+    return entries
+
+
+def make_record(scores: PairScores, predictions_sha256: str, scored_by: dict[str, Any]) -> dict[str, Any]:
+    """The JSON record of one scoring: provenance of predictions and scoring code, and metrics."""
+    protocol, frame = scores.protocol, scores.frame
+    return {
+        "format": FORMAT,
+        "predictions": scores.meta,
+        "predictions_sha256": predictions_sha256,
+        "protocol": dataclasses.asdict(protocol)
+        | {"id": protocol.id, "description": protocol.describe(scores.meta["layout"])},
+        "alphas": list(scores.alphas),
+        "level": LEVEL,
+        "n_pairs": len(frame),
+        "n_keypoints": int(frame["n"].sum()),
+        "n_unanswered": int(frame["n_none"].sum()),
+        "n_images": int(len(np.unique(np.r_[frame["image_a"], frame["image_b"]]))),
+        "scored_by": scored_by,
+        "metrics": metrics(scores),
+    }
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    write_text(path, json.dumps(record, indent=1, allow_nan=False, default=_plain) + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record; NemfError if the file is none or of another format version."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise NemfError(f"{path}: cannot be read as a score record ({problem})") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise NemfError(f"{path}: not a score record of format {FORMAT}; run `nemf score` again")
+    return record
+
+
+def current_predictions(out: Path) -> list[Path]:
+    """The current, complete prediction files below an output folder, in a fixed order.
+
+    Each lies in ``predictions/<label>/<dataset>/<plan>/<key>/``; ``current`` beside the key's
+    folder names the key. Records lie in ``scores/`` beside the file.
+    """
+    files = []
+    for pointer in sorted((out / "predictions").glob("*/*/*/current")):
+        file = pointer.parent / pointer.read_text(encoding="utf-8").strip() / FILE_NAME
+        if file.exists():
+            files.append(file)
+    return files
+
+
+def current_records(out: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Every record (path, content) beside the current prediction files."""
+    return [
+        (path, read_record(path))
+        for file in current_predictions(out)
+        for path in sorted((file.parent / "scores").glob("*.json"))
+    ]
+
+
+def alpha_name(alpha: float) -> str:
+    """Column and metric name of an alpha: two decimals at least, so that names sort well."""
+    text = f"{alpha:.10f}".rstrip("0")
+    decimals = max(2, len(text.partition(".")[2]))
+    return f"pck-{alpha:.{decimals}f}"
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN: an interval that does not exist is null."""
+    return None if np.isnan(value) else float(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not JSON")
