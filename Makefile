@@ -53,8 +53,8 @@ bench: $(READY) ## Speed of the suite itself, as ratios within one run
 	$(NEMF) bench
 
 backbone: $(READY) ## Train the small CNN that ships for the synthetic job
-	$(NEMF) data make-synthetic $(OUT)/synthetic
-	$(NEMF) train experiments/configs/training/resnet_small.py --data $(OUT)/synthetic --out $(OUT)
+	$(NEMF) train experiments/configs/training/resnet_small.py --out $(OUT)
+	cp $(OUT)/training/resnet_small/resnet_small.pth experiments/weights/resnet_small.pth
 
 ui: $(READY) ## MLflow's page on the runs in OUT (or MLFLOW_TRACKING_URI)
 	$(VENV)/bin/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(OUT))/mlflow.db}"

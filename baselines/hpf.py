@@ -91,7 +91,8 @@ class Hyperpixels:
 
     ``levels``: float32 (C, h, w) tensors, layers of equal size stacked, the first at the resolution
     of the smallest id. ``norms`` float32 (grid.rows * grid.cols): lengths of the concatenated
-    feature vectors at the cells of ``grid``. ``ratio``: pixels of the grid's frame per original one.
+    feature vectors at the cells of ``grid``. ``ratio``: pixels of the grid's frame per
+    original pixel.
     """
 
     levels: list[Tensor]

@@ -88,7 +88,9 @@ def _fail(message: str, status: int) -> None:
 
 
 @main_group.command("list")
-@click.argument("what", type=click.Choice(["matchers", "datasets", "protocols", "configs"]), required=False)
+@click.argument(
+    "what", type=click.Choice(["matchers", "datasets", "protocols", "configs"]), required=False
+)
 @_JSON
 def list_command(what: str | None, as_json: bool) -> None:
     """Matchers, datasets, protocols and configs with their cards."""
@@ -125,10 +127,13 @@ def _config_listing() -> dict[str, Any]:
 
 def _summary(kind: str, entry: dict[str, Any]) -> str:
     if kind == "matchers":
-        return f"{entry['title']}: {entry['description']} ({entry['paper']}; {entry['official_protocol']})"
+        source = f"{entry['paper']}; {entry['official_protocol']}"
+        return f"{entry['title']}: {entry['description']} ({source})"
     if kind == "datasets":
         counts = ", ".join(f"{s} {n:,}" for s, n in entry["official_pairs"].items())
-        return f"{entry['title']}; splits {', '.join(entry['splits'])}" + (f" ({counts} pairs)" if counts else "")
+        return f"{entry['title']}; splits {', '.join(entry['splits'])}" + (
+            f" ({counts} pairs)" if counts else ""
+        )
     if kind == "protocols":
         return f"{entry['note']} ({entry['source']})"
     return ""
@@ -204,7 +209,8 @@ def queries_command(dataset: str, file: Path, split: str, protocol: str, data: P
     opened = open_dataset(dataset, _need(data, "--data"), split)
     table = query_list(opened, get_protocol(protocol).plan)
     write_text(file, table.to_csv(index=False, lineterminator="\n"))
-    click.echo(f"{len(table)} queries of {len(opened)} pairs: {file}; add columns x and y, then `nemf score`")
+    click.echo(f"{len(table)} queries of {len(opened)} pairs: {file}")
+    click.echo("add the answers as columns x and y, then `nemf score`")
 
 
 # -- predict, score, table ------------------------------------------------------------------------
@@ -251,7 +257,9 @@ def predict_command(
 
     loaded = load_config(config, parsed)
     if label or any(key.startswith("model.") for key in parsed):
-        changed = ", ".join(f"{k.removeprefix('model.')}={v}" for k, v in parsed.items() if k.startswith("model."))
+        changed = ", ".join(
+            f"{k.removeprefix('model.')}={v}" for k, v in parsed.items() if k.startswith("model.")
+        )
         loaded.label = label or f"{loaded.label} [{changed}]"
     plan = get_protocol(protocol or "canonical@1").plan
     click.echo(predict(loaded, data=data, out=out, plan=plan, progress=config))
@@ -288,7 +296,9 @@ def _parse_options(options: tuple[str, ...]) -> dict[str, Any]:
 @main_group.command("score")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--table", "table_name", help="Score everything that table needs in --out.")
-@click.option("--protocol", "protocols", multiple=True, help="Repeatable [default: all of the file's plan].")
+@click.option(
+    "--protocol", "protocols", multiple=True, help="Repeatable [default: all of the file's plan]."
+)
 @_ALPHAS
 @click.option("--by", type=click.Choice(["image", "point"]), default="image", show_default=True)
 @click.option("--oracle-grid", type=int, help="Score the truth snapped to a GxG grid (a ceiling).")
@@ -329,7 +339,11 @@ def score_command(
         file = _adopt(file, dataset, name, split, _need(data, "--data"), out, plan)
     meta = Predictions.read(file, ["pair"]).meta
     if not chosen:
-        fits = [p for p in available_protocols().values() if str(p.plan.for_layout(meta["layout"])) == meta["plan"]]
+        fits = [
+            p
+            for p in available_protocols().values()
+            if str(p.plan.for_layout(meta["layout"])) == meta["plan"]
+        ]
         chosen = fits
     grids = (oracle_grid,) if oracle_grid else ()
     records = list(score_file(file, chosen, values, grids))
@@ -373,7 +387,11 @@ def _print_record(record: dict[str, Any], by: str) -> None:
     rows: dict[str, dict[float, dict[str, Any]]] = {}
     for entry in record["metrics"]:
         if entry["averaging"] == by:
-            label = entry["value"] if entry["group"] in ("all", "class") else f"{entry['group']} {entry['value']}"
+            label = (
+                entry["value"]
+                if entry["group"] in ("all", "class")
+                else f"{entry['group']} {entry['value']}"
+            )
             rows.setdefault(f"{label} ({entry['n_pairs']})", {})[entry["alpha"]] = entry
     for label, entries in rows.items():
         click.echo(f"{label:<28}" + "".join(f"{_interval(entries[a]):>20}" for a in alphas))
@@ -480,14 +498,13 @@ def match_command(
 
 @main_group.command("train")
 @click.argument("config", type=click.Path(path_type=Path))
-@_DATA
 @_OUT
 @_OPTIONS
-def train_command(config: Path, data: Path | None, out: Path, options: tuple[str, ...]) -> None:
+def train_command(config: Path, out: Path, options: tuple[str, ...]) -> None:
     """Train what the config file CONFIG describes; prints the checkpoint."""
     from experiments.training import train
 
-    click.echo(train(config, _need(data, "--data"), out, _parse_options(options)))
+    click.echo(train(config, out, _parse_options(options)))
 
 
 @main_group.command("bench")

@@ -64,4 +64,6 @@ def _parse(build: Any, name: str) -> Config:
     except NemfError:
         raise
     except Exception as problem:  # a config is Python: anything can happen in it
-        raise NemfError(f"{name}: cannot be read as a config ({type(problem).__name__}: {problem})") from None
+        raise NemfError(
+            f"{name}: cannot be read as a config ({type(problem).__name__}: {problem})"
+        ) from None

@@ -13,6 +13,7 @@ from typing import Any
 from experiments.provenance import code_state
 from nemf.datasets import dataset_class
 from nemf.datasets.index import PairDataset
+from nemf.datasets.synthetic import synthetic_marker
 from nemf.errors import NemfError, WeightsNotFound
 from nemf.predictions import Predictions, write_text
 from nemf.scoring import Protocol, get_protocol
@@ -48,23 +49,24 @@ def find_datasets(spec: TableSpec, root: Path) -> TableData:
     NemfError if none does, or if some are synthetic and some real: a table mixes neither.
     """
     if not root.is_dir():
-        raise NemfError(f"{root}: no such folder; give the root of the datasets with DATA= or --data")
-    folders = {name: dataset_class(name).find(root) for name in (*spec.columns, *spec.extra_columns)}
+        raise NemfError(
+            f"{root}: no such folder; give the root of the datasets with DATA= or --data"
+        )
+    folders = {
+        name: dataset_class(name).find(root) for name in (*spec.columns, *spec.extra_columns)
+    }
     found = tuple(name for name, folder in folders.items() if folder is not None)
     if not found:
         wanted = ", ".join(dataset_class(name).folders[0] for name in spec.columns)
         raise NemfError(f"{root}: holds none of {wanted}; see docs/datasets.md for the layouts")
-    from nemf.datasets.synthetic import synthetic_marker
-
     kinds = {name: synthetic_marker(folders[name]) is not None for name in found}
     if len(set(kinds.values())) > 1:
         fake = ", ".join(name for name in found if kinds[name])
-        raise NemfError(f"{root}: {fake} is synthetic and the rest is not; keep them in two folders")
-    missing = tuple(
-        f"{dataset_class(name).title}: no folder {dataset_class(name).folders[0]} below the data root."
-        for name in spec.columns
-        if folders[name] is None
-    )
+        raise NemfError(
+            f"{root}: {fake} is synthetic and the rest is not; keep them in two folders"
+        )
+    absent = [dataset_class(name) for name in spec.columns if folders[name] is None]
+    missing = tuple(f"{c.title}: no folder {c.folders[0]} below the data root." for c in absent)
     return TableData(found, kinds[found[0]], missing)
 
 
@@ -75,7 +77,11 @@ def protocols_of(spec: TableSpec, official: str | None) -> list[Protocol]:
 
 
 def predict_table(
-    spec: TableSpec, data: Path, out: Path, matchers: tuple[str, ...] | None, options: dict[str, Any]
+    spec: TableSpec,
+    data: Path,
+    out: Path,
+    matchers: tuple[str, ...] | None,
+    options: dict[str, Any],
 ) -> None:
     """Predicts every cell of a table that is not there yet. What cannot be measured for want of a
     dataset or of weights is recorded in ``<out>/<table>/missing.json`` for the footnotes."""
@@ -144,9 +150,7 @@ def score_table(spec: TableSpec, out: Path) -> int:
         official = matcher.get("card", {}).get("official_protocol")
         layout = predictions.meta["layout"]
         fitting = [
-            p
-            for p in protocols_of(spec, official)
-            if p.plan.for_layout(layout) == predictions.plan
+            p for p in protocols_of(spec, official) if p.plan.for_layout(layout) == predictions.plan
         ]
         grids = spec.oracle_grids if matcher["name"] == CEILING_OF else ()
         count += len(list(score_file(file, fitting, oracle_grids=grids)))

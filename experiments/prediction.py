@@ -266,7 +266,9 @@ def _runner(**arguments: Any) -> Runner:
         )
     except OSError as problem:
         where = problem.filename or arguments["work_dir"]
-        raise NemfError(f"{where}: cannot be written ({problem.strerror}); choose another OUT=") from None
+        raise NemfError(
+            f"{where}: cannot be written ({problem.strerror}); choose another OUT="
+        ) from None
 
 
 def device_name() -> str:

@@ -2,8 +2,9 @@
 
 A cell is (matcher, dataset, plan). Its folder is ``<label>/<dataset>-<split>/<plan>/<key>``, where
 the key hashes everything that can change a prediction and nothing else. ``current`` in the folder
-above names the key that was predicted last (:func:`reports.records.current_predictions`). A cell is complete when ``predictions.parquet`` is
-there; until then finished chunks lie in ``chunks/`` and a new start goes on with the others.
+above names the key that was predicted last (:func:`reports.records.current_predictions`). A cell
+is complete when ``predictions.parquet`` is there; until then finished chunks lie in ``chunks/`` and
+a new start goes on with the others.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from nemf.errors import NemfError
 from nemf.predictions import FILE_NAME, Predictions, write_text, write_whole
 
+
 def cell_key(facts: dict[str, Any]) -> str:
     """24 hex digits over the canonical JSON of everything that can change a prediction."""
     text = json.dumps(facts, sort_keys=True, default=_listed)
@@ -37,7 +39,7 @@ def _listed(value: Any) -> Any:
 
 
 class Cell:
-    """One cell of the store. ``slot``: the folder shared by all keys of (matcher, dataset, plan)."""
+    """One cell of the store. ``slot``: the folder of all keys of (matcher, dataset, plan)."""
 
     def __init__(self, slot: Path, key: str) -> None:
         self.slot, self.key = slot, key
@@ -85,7 +87,9 @@ class Cell:
         shutil.rmtree(self.folder / "chunks", ignore_errors=True)
 
     def write_json(self, name: str, content: Any) -> None:
-        write_text(self.folder / name, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+        write_text(
+            self.folder / name, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n"
+        )
 
     def make_current(self) -> None:
         """Marks this key as the one that tables read."""

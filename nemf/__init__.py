@@ -7,13 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from nemf.cards import available_matchers
-    from nemf.datasets import available_datasets
-    from nemf.matcher import build_matcher, match
-    from nemf.scoring import pck
+from typing import Any
 
 try:
     __version__ = version("nemf")

@@ -95,8 +95,12 @@ def tap_table(name: str) -> tuple[Tap, ...]:
 def check_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
     """``ids`` as a tuple; NemfError unless they are increasing hyperpixel ids of ``name``."""
     last = len(tap_table(name)) - 1
-    good = all(isinstance(k, int) and 0 <= k <= last for k in ids) and len(ids) > 0
-    if not good or any(a >= b for a, b in pairwise(ids)):
+    if (
+        not isinstance(ids, Sequence)
+        or not ids
+        or not all(isinstance(k, int) and 0 <= k <= last for k in ids)
+        or any(a >= b for a, b in pairwise(ids))
+    ):
         raise NemfError(f"layers must be increasing ids from 0 to {last} of {name}, not {ids!r}")
     return tuple(ids)
 

@@ -74,7 +74,9 @@ class Image:
     def from_pixels(cls, pixels: np.ndarray, category: str | None = None) -> Image:
         """An image on its own canvas, hashed by its pixels."""
         check_pixels(pixels)
-        digest = hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes())
+        digest = hashlib.sha256(
+            repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+        )
         return cls(pixels, digest.hexdigest(), pixels.shape[:2], category)
 
     @property

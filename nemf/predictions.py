@@ -151,7 +151,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary = None
     except OSError as problem:
         reason = problem.strerror or str(problem)
-        raise NemfError(f"{path}: cannot be written ({reason}); choose another OUT= folder") from None
+        raise NemfError(
+            f"{path}: cannot be written ({reason}); choose another OUT= folder"
+        ) from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -241,7 +243,10 @@ def query_list(dataset: PairDataset, plan: Plan) -> pd.DataFrame:
     rows = []
     for oriented in _oriented(dataset, plan):
         for number, (x, y) in enumerate(oriented.query_kps.tolist()):
-            paths = [os.path.relpath(r.path, dataset.folder) for r in (oriented.query, oriented.reference)]
+            paths = [
+                os.path.relpath(r.path, dataset.folder)
+                for r in (oriented.query, oriented.reference)
+            ]
             rows.append((oriented.pair.id, number, *paths, x, y))
     names = ["pair", "keypoint", "query_image", "reference_image", "query_x", "query_y"]
     return pd.DataFrame(rows, columns=names)
@@ -300,7 +305,9 @@ def _read_answers(path: Path) -> pd.DataFrame:
         raise NemfError(f"{path}: cannot be read as CSV or parquet ({problem})") from None
     missing = [c for c in ("pair", "keypoint", "x", "y") if c not in table.columns]
     if missing:
-        raise NemfError(f"{path}: lacks the column(s) {', '.join(missing)} (needs pair, keypoint, x, y)")
+        raise NemfError(
+            f"{path}: lacks the column(s) {', '.join(missing)} (needs pair, keypoint, x, y)"
+        )
     table = table.copy()
     table["pair"] = table["pair"].astype(str)
     for column in [c for c in ("keypoint", "x", "y", "confidence") if c in table.columns]:

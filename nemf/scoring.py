@@ -87,14 +87,16 @@ class Protocol:
 
     @property
     def threshold_side(self) -> str:
-        """"trg" or "src": the image whose box or size sets the threshold."""
+        """ "trg" or "src": the image whose box or size sets the threshold."""
         return "trg" if self.plan.direction == "src2trg" else "src"
 
     def describe(self, layout: Layout) -> str:
         """One line for table footnotes."""
         sign = "≤" if self.inclusive else "<"
         arrow = self.plan.direction.replace("2", "→")
-        canvas = ", padded to the pair's size" if self.plan.for_layout(layout).canvas != "own" else ""
+        canvas = (
+            ", padded to the pair's size" if self.plan.for_layout(layout).canvas != "own" else ""
+        )
         base = self.bases[layout].replace("_", " ")
         return (
             f"{self.id}: {arrow}{canvas}; error {sign} alpha x {self.threshold_side} {base}; "
@@ -123,8 +125,8 @@ def _protocols() -> dict[str, Protocol]:
             Frame("original"),
             proper,
             "Hong et al., NeurIPS 2022, official code",
-            "Target keypoints transferred to the source; on PF-PASCAL and PF-WILLOW both images are "
-            "zero-padded to a common size first; thresholds of the unpadded source.",
+            "Target keypoints transferred to the source; on PF-PASCAL and PF-WILLOW both images "
+            "are zero-padded to a common size first; thresholds of the unpadded source.",
         ),
         Protocol(
             "cats-paper",
@@ -199,8 +201,8 @@ def pck(
     threshold = np.atleast_2d(np.asarray(threshold_px, np.float32))
     if error.shape != threshold.shape or error.ndim != 2:
         raise NemfError(
-            f"error_px {np.shape(error_px)} and threshold_px {np.shape(threshold_px)} must have one "
-            "shape, (N,) or (P, N)"
+            f"error_px {np.shape(error_px)} and threshold_px {np.shape(threshold_px)} must have "
+            "one shape, (N,) or (P, N)"
         )
     check_alphas([alpha])
     if by not in ("image", "point"):

@@ -53,7 +53,9 @@ def draw_matches(
                 bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
             )  # fmt: skip
         if not np.isnan(q).any():
-            link = ConnectionPatch(p, q, "data", "data", axesA=left, axesB=right, color=colour, lw=1)
+            link = ConnectionPatch(
+                p, q, "data", "data", axesA=left, axesB=right, color=colour, lw=1
+            )
             link.set_in_layout(False)
             figure.add_artist(link)
     if unanswered:

@@ -170,7 +170,9 @@ def metrics(scores: PairScores, level: float = LEVEL) -> list[dict[str, Any]]:
     return entries
 
 
-def make_record(scores: PairScores, predictions_sha256: str, scored_by: dict[str, Any]) -> dict[str, Any]:
+def make_record(
+    scores: PairScores, predictions_sha256: str, scored_by: dict[str, Any]
+) -> dict[str, Any]:
     """The JSON record of one scoring: provenance of predictions and scoring code, and metrics."""
     protocol, frame = scores.protocol, scores.frame
     return {
@@ -184,7 +186,7 @@ def make_record(scores: PairScores, predictions_sha256: str, scored_by: dict[str
         "n_pairs": len(frame),
         "n_keypoints": int(frame["n"].sum()),
         "n_unanswered": int(frame["n_none"].sum()),
-        "n_images": int(len(np.unique(np.r_[frame["image_a"], frame["image_b"]]))),
+        "n_images": len(np.unique(np.r_[frame["image_a"], frame["image_b"]])),
         "scored_by": scored_by,
         "metrics": metrics(scores),
     }

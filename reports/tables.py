@@ -51,7 +51,9 @@ class TableSpec:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-            raise NemfError(f"{path}: cannot be read as a table specification ({problem})") from None
+            raise NemfError(
+                f"{path}: cannot be read as a table specification ({problem})"
+            ) from None
         if not isinstance(content, dict):
             raise NemfError(f"{path}: must be a mapping")
         try:
@@ -83,8 +85,15 @@ class Table:
 
     def markdown(self) -> str:
         head = ["Method", "Origin", "Protocol", "Eval. reso.", "Flow reso."]
-        head += [f"{self.headings[d]} @{a:g}" for d in self.datasets for a in self.alphas]
-        lines = [f"# {self.title}", "", _pipe(head), _pipe(["---"] * 5 + ["---:"] * (len(head) - 5))]
+        for dataset in self.datasets:  # the heading once, over the first alpha
+            first, *others = (f"@{a:g}" for a in self.alphas)
+            head += [f"{self.headings[dataset]} {first}", *others]
+        lines = [
+            f"# {self.title}",
+            "",
+            _pipe(head),
+            _pipe(["---"] * 5 + ["---:"] * (len(head) - 5)),
+        ]
         lines += [_pipe(self._labels(row) + self._values(row, _plain_cell)) for row in self.rows]
         lines += ["", *(f"- {note}" for note in self.footnotes)]
         return "\n".join(lines) + "\n"
@@ -141,7 +150,11 @@ class Table:
 
 
 def build_table(
-    spec: TableSpec, records: Sequence[dict[str, Any]], *, synthetic: bool, missing: Iterable[str] = ()
+    spec: TableSpec,
+    records: Sequence[dict[str, Any]],
+    *,
+    synthetic: bool,
+    missing: Iterable[str] = (),
 ) -> Table:
     """The table of a specification from score records of one kind (real or synthetic).
 
@@ -160,7 +173,9 @@ def build_table(
     fitting = [r for r in fitting if r["predictions"]["dataset"] in shown]
     if not fitting:
         kind = "synthetic" if synthetic else "real"
-        raise NemfError(f"no {kind} score record for {spec.name}: run `nemf predict` and `nemf score`")
+        raise NemfError(
+            f"no {kind} score record for {spec.name}: run `nemf predict` and `nemf score`"
+        )
     _one_fingerprint_per_dataset(fitting)
     measured = {r["predictions"]["dataset"] for r in fitting}
     datasets = [*spec.columns, *(d for d in spec.extra_columns if d in measured)]
@@ -233,8 +248,15 @@ def _measured_row(
             row["values"][meta["dataset"], entry["alpha"]] = entry
             code = meta.get("code") or {}
             cells.append(
-                {k: row[k] for k in ("method", "origin", "protocol", "eval_resolution", "flow_resolution")}
-                | {"dataset": meta["dataset"], "split": meta["split"], "synthetic": meta["synthetic"]}
+                {
+                    k: row[k]
+                    for k in ("method", "origin", "protocol", "eval_resolution", "flow_resolution")
+                }
+                | {
+                    "dataset": meta["dataset"],
+                    "split": meta["split"],
+                    "synthetic": meta["synthetic"],
+                }
                 | {k: entry[k] for k in ("alpha", "averaging", "pck", "low", "high")}
                 | {"level": record["level"]}
                 | {k: entry[k] for k in ("n_pairs", "n_keypoints", "n_images")}
@@ -327,11 +349,17 @@ def _footnotes(
         "not pairs, as independent (docs/statistics.md) and is a claim about these weights."
     )
     if published:
-        notes.append(f"Published rows are figures as printed in {published['source']}; not measured here.")
-        notes += [f"{m['method']}: {m['note'].strip()}." for m in published["methods"] if m.get("note")]
+        notes.append(
+            f"Published rows are figures as printed in {published['source']}; not measured here."
+        )
+        notes += [
+            f"{m['method']}: {m['note'].strip()}." for m in published["methods"] if m.get("note")
+        ]
     protocols = {}
     for record in records:
-        protocols.setdefault(record["protocol"]["description"], set()).add(record["predictions"]["title"])
+        protocols.setdefault(record["protocol"]["description"], set()).add(
+            record["predictions"]["title"]
+        )
     notes += [f"{text} ({', '.join(sorted(on))})." for text, on in sorted(protocols.items())]
     if any(row["values"] and "oracle-grid" in row["method"] for row in rows):
         notes.append(
@@ -354,8 +382,13 @@ def _footnotes(
             weights[matcher["label"]] = matcher["weights_sha256"][:12]
         if record["n_unanswered"]:
             where = f"{matcher['label']} on {record['predictions']['title']}"
-            weights[where] = f"{record['n_unanswered']} of {record['n_keypoints']} unanswered (wrong)"
-    notes += [f"{label}: weights {text}." if "unanswered" not in text else f"{label}: {text}." for label, text in weights.items()]
+            weights[where] = (
+                f"{record['n_unanswered']} of {record['n_keypoints']} unanswered (wrong)"
+            )
+    notes += [
+        f"{label}: weights {text}." if "unanswered" not in text else f"{label}: {text}."
+        for label, text in weights.items()
+    ]
     notes.append(f"Code: {', '.join(sorted({_code(r) for r in records}))}.")
     return notes + [f"Not measured: {sentence}" for sentence in missing]
 

@@ -106,9 +106,10 @@ class SPair71k(PairDataset):
         absent = [float("nan")] * 2
         try:
             points = np.asarray([absent if p is None else p[:2] for p in kps.values()], np.float32)
+            points = points.reshape(len(kps), 2)
         except (TypeError, ValueError, KeyError, OverflowError):
             raise NemfError(f"{file}: 'kps' must map keypoint ids to [x, y] or null") from None
-        return RawImage(name, path, points.reshape(-1, 2), tuple(str(k) for k in kps))
+        return RawImage(name, path, points, tuple(str(k) for k in kps))
 
     def unlisted(self) -> list[Path]:
         listed = {f"{line}.json" for line in self.entries()}

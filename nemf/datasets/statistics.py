@@ -62,7 +62,7 @@ def render(card: dict[str, Any]) -> str:
         ("pairs per image", _range(card["pairs_per_image"])),
         ("image width (px)", _range(card["image_width"])),
         ("image height (px)", _range(card["image_height"])),
-        ("keypoints", f"{card['keypoints']:,} ({card['keypoints_outside']:,} ends off the image)"),
+        ("keypoints", f"{card['keypoints']:,} ({card['keypoints_outside']:,} off the image)"),
         ("keypoints per pair", _range(card["keypoints_per_pair"])),
     ]
     for flag, counts in card["flags"].items():
@@ -122,4 +122,5 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
 
 
 def _range(spread: dict[str, float]) -> str:
-    return f"{spread['min']} to {spread['max']}, median {spread['median']:g}, mean {spread['mean']:.2f}"
+    low, high = spread["min"], spread["max"]
+    return f"{low} to {high}, median {spread['median']:g}, mean {spread['mean']:.2f}"
