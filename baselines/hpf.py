@@ -89,7 +89,7 @@ class CellGrid:
 class Hyperpixels:
     """An image's hyperpixel features before they are brought to one size.
 
-    ``levels``: float32 (C, h, w) tensors, layers of equal size stacked, the first at the resolution
+    ``levels``: float32 (C, h, w) tensors, layers of equal jump stacked, the first at the resolution
     of the smallest id. ``norms`` float32 (grid.rows * grid.cols): lengths of the concatenated
     feature vectors at the cells of ``grid``. ``ratio``: pixels of the grid's frame per
     original pixel.
@@ -146,17 +146,17 @@ class HyperpixelFlow(Matcher):
             pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
         taps = self.backbone.taps(pixels, self.layers)
         finest = taps[0].shape[2:]
-        first = tap_table(self.backbone.name)[self.layers[0]]
-        grid = CellGrid(*finest, first.jump_px, first.field_px, size).pruned()
+        table = [tap_table(self.backbone.name)[k] for k in self.layers]
+        grid = CellGrid(*finest, table[0].jump_px, table[0].field_px, size).pruned()
         squares = sum(
             F.interpolate(tap, finest, mode="bilinear", align_corners=True).square().sum((0, 1))
             for tap in taps
         )
-        by_size: dict[torch.Size, list[Tensor]] = {}
-        for tap in taps:
-            by_size.setdefault(tap.shape[2:], []).append(tap[0])
+        by_jump: dict[int, list[Tensor]] = {}
+        for tap, layer in zip(taps, table, strict=True):
+            by_jump.setdefault(layer.jump_px, []).append(tap[0])
         return Hyperpixels(
-            levels=[torch.cat(same) for same in by_size.values()],
+            levels=[torch.cat(same) for same in by_jump.values()],
             norms=_crop(squares, grid).sqrt().flatten(),
             grid=grid,
             ratio=ratio,
@@ -184,7 +184,7 @@ class HyperpixelFlow(Matcher):
 
         Equals the cosine of the resized, concatenated features. As resizing is linear, the inner
         products of the coarse levels are taken at their own resolution and then resized on both
-        sides, which costs a twentieth for the paper's layers.
+        sides, a tenth of the work for the paper's layers.
         """
         q, r = query.grid, reference.grid
         shape = (q.rows * q.cols, r.rows * r.cols)

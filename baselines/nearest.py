@@ -59,7 +59,7 @@ class NearestNeighbour(Matcher):
     A query's feature is read bilinearly between the cell centres and normalised again. Cell i is
     taken to be centred in the middle of its tile, input pixel i * jump + (jump - 1) / 2. The middle
     of its receptive field is i * jump, but training on mirrored images moves what it responds to:
-    measured on photographs against their mirror images, ImageNet trunks sit within a sixth of a
+    measured on photographs against their mirror images, ImageNet trunks sit within a fifth of a
     jump of the tile's middle.
     """
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,8 @@ def predict_command(
         )
         loaded.label = label or f"{loaded.label} [{changed}]"
     plan = get_protocol(protocol or "canonical@1").plan
-    click.echo(predict(loaded, data=data, out=out, plan=plan, progress=config))
+    progress = config if sys.stderr.isatty() else None  # a bar has no place in a log
+    click.echo(predict(loaded, data=data, out=out, plan=plan, progress=progress))
 
 
 def _find_weights(weights: Path | None, data: Path, download: bool) -> None:
@@ -297,8 +299,9 @@ def _parse_options(options: tuple[str, ...]) -> dict[str, Any]:
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--table", "table_name", help="Score everything that table needs in --out.")
 @click.option(
-    "--protocol", "protocols", multiple=True, help="Repeatable [default: all of the file's plan]."
-)
+    "--protocol", "protocols", multiple=True,
+    help="Repeatable [default: all of the file's plan; canonical@1 with --dataset].",
+)  # fmt: skip
 @_ALPHAS
 @click.option("--by", type=click.Choice(["image", "point"]), default="image", show_default=True)
 @click.option("--oracle-grid", type=int, help="Score the truth snapped to a GxG grid (a ceiling).")
@@ -333,10 +336,10 @@ def score_command(
         click.echo(f"{score_table(table_spec(table_name), out)} score records written below {out}")
         return
     chosen = [get_protocol(p) for p in protocols]
-    values = check_alphas(alphas.split(",")) if alphas else None
+    values = check_alphas(alphas.split(",")) if alphas else ()
     if dataset is not None:
-        plan = (chosen[0] if chosen else get_protocol("canonical@1")).plan
-        file = _adopt(file, dataset, name, split, _need(data, "--data"), out, plan)
+        chosen = chosen or [get_protocol("canonical@1")]
+        file = _adopt(file, dataset, name, split, _need(data, "--data"), out, chosen[0].plan)
     meta = Predictions.read(file, ["pair"]).meta
     if not chosen:
         fits = [
@@ -351,7 +354,7 @@ def score_command(
         click.echo(json.dumps(records, indent=1, default=float))
         return
     for record in records:
-        _print_record(record, by)
+        _print_record(record, by, values or record["protocol"]["alphas"])
 
 
 def _adopt(
@@ -372,7 +375,7 @@ def _adopt(
     return cell.file
 
 
-def _print_record(record: dict[str, Any], by: str) -> None:
+def _print_record(record: dict[str, Any], by: str, alphas: Sequence[float]) -> None:
     meta = record["predictions"]
     kind = "SYNTHETIC " if meta["synthetic"] else ""
     click.echo(
@@ -382,7 +385,6 @@ def _print_record(record: dict[str, Any], by: str) -> None:
         f"fingerprint {meta['fingerprint'][:12]})"
     )
     click.echo(f"{record['protocol']['description'].replace('per-image', f'per-{by}')}")
-    alphas = record["alphas"]
     click.echo(f"{'':<28}" + "".join(f"{f'@{a:g}':>20}" for a in alphas))
     rows: dict[str, dict[float, dict[str, Any]]] = {}
     for entry in record["metrics"]:

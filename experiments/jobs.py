@@ -125,16 +125,18 @@ def missing_sentences(spec: TableSpec, out: Path) -> list[str]:
 def score_file(
     file: Path,
     protocols: list[Protocol],
-    alphas: tuple[float, ...] | None = None,
+    alphas: tuple[float, ...] = (),
     oracle_grids: tuple[int, ...] = (),
 ) -> Iterator[dict[str, Any]]:
     """Scores one prediction file under protocols of its plan; writes and yields the records, which
-    lie in ``scores/`` beside it. ``oracle_grids`` adds the ceilings of those resolutions."""
+    lie in ``scores/`` beside it. ``alphas`` come on top of the protocol's own, so that a record
+    never loses what a table needs. ``oracle_grids`` adds the ceilings of those resolutions."""
     predictions = Predictions.read(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     for protocol in protocols:
         for grid in (None, *oracle_grids):
-            scores = score_pairs(predictions, protocol, alphas, oracle_grid=grid)
+            every = sorted({*protocol.alphas, *alphas})
+            scores = score_pairs(predictions, protocol, every, oracle_grid=grid)
             record = make_record(scores, digest, code_state())
             name = protocol.id if grid is None else f"oracle-grid-{grid}-{protocol.id}"
             write_record(file.parent / "scores" / f"{name}.json", record)
@@ -153,7 +155,7 @@ def score_table(spec: TableSpec, out: Path) -> int:
             p for p in protocols_of(spec, official) if p.plan.for_layout(layout) == predictions.plan
         ]
         grids = spec.oracle_grids if matcher["name"] == CEILING_OF else ()
-        count += len(list(score_file(file, fitting, oracle_grids=grids)))
+        count += len(list(score_file(file, fitting, spec.alphas, grids)))
     if not count:
         raise NemfError(f"{out}: holds no predictions to score: run `nemf predict` first")
     return count

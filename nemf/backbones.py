@@ -12,7 +12,6 @@ import hashlib
 import logging
 import math
 import os
-import pickle
 import sys
 import urllib.error
 from collections.abc import Iterator, Sequence
@@ -273,7 +272,10 @@ def published_weights(name: str, download: bool, cache_dir: Path) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), prefix, sys.stderr.isatty())
         except (urllib.error.URLError, OSError, RuntimeError) as problem:
-            raise NemfError(f"{url} could not be downloaded: {_one_line(problem)}") from None
+            raise NemfError(
+                f"{url} could not be downloaded ({_one_line(problem)}): fetch it by hand and "
+                "pass it as weights="
+            ) from None
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if not digest.startswith(prefix):
@@ -377,7 +379,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise NemfError(f"{path}: there is no such weights file") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as problem:
+    except Exception as problem:  # on a foreign file torch's reader may stumble over anything
         raise NemfError(f"{path}: not a readable weights file ({_one_line(problem)})") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -91,7 +91,7 @@ def build_matcher(name: str, **overrides: Any) -> Matcher:
 
     cls = matcher_class(name)
     try:
-        matcher = MATCHERS.build({"type": name, **overrides})
+        matcher = MATCHERS.build({"type": cls, **overrides})
     except TypeError as problem:
         if "argument" in str(problem):
             raise NemfError(f"matcher {name!r} ({cls.__name__}): {problem}") from None

@@ -34,6 +34,8 @@ FILE_NAME = "predictions.parquet"
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _POINTS = pa.list_(pa.float32())
 _BOX = ("x1", "y1", "x2", "y2")
+_BLANK = ("", "nan", "NaN", "NA", "None", "null")
+_LARGEST = float(np.finfo(np.float32).max)
 
 SCHEMA = pa.schema(
     [
@@ -104,7 +106,9 @@ class Predictions:
     def read(cls, path: Path, columns: Sequence[str] | None = None) -> Predictions:
         """Reads a prediction file (optionally some columns). NemfError if it is none."""
         try:
-            table = pq.read_table(path, columns=list(columns) if columns else None)
+            table = pq.read_table(
+                path, columns=list(columns) if columns else None, page_checksum_verification=True
+            )
         except FileNotFoundError:
             raise NemfError(f"{path}: no such prediction file") from None
         except (OSError, pa.ArrowException) as problem:
@@ -115,7 +119,10 @@ class Predictions:
                 f"{path}: not a prediction file of this suite; predictions made elsewhere need "
                 "--dataset and --name (see docs/predictions.md)"
             )
-        meta = json.loads(text)
+        try:
+            meta = dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise NemfError(f"{path}: its metadata is damaged; predict anew") from None
         if meta.get("format") != FORMAT:
             raise NemfError(f"{path}: has format {meta.get('format')}, this version reads {FORMAT}")
         missing = [n for n in (columns or SCHEMA.names) if n not in table.column_names]
@@ -129,7 +136,10 @@ class Predictions:
         """Writes the file, whole or not at all. NemfError naming the path if that fails."""
         meta = {b"nemf": json.dumps(self.meta, sort_keys=True).encode()}
         table = self.table.combine_chunks().replace_schema_metadata(meta)
-        write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))
+        write_whole(
+            path,
+            lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True),
+        )
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -298,7 +308,10 @@ def _read_answers(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
         else:
-            table = pd.read_csv(path, dtype={"pair": str})
+            blank = dict.fromkeys(("keypoint", "x", "y", "confidence"), _BLANK)
+            table = pd.read_csv(  # "NA" and "007" are names of pairs like any other
+                path, dtype={"pair": str}, keep_default_na=False, na_values=blank
+            )
     except FileNotFoundError:
         raise NemfError(f"{path}: no such file") from None
     except (OSError, ValueError, pa.ArrowException) as problem:
@@ -312,13 +325,14 @@ def _read_answers(path: Path) -> pd.DataFrame:
     table["pair"] = table["pair"].astype(str)
     for column in [c for c in ("keypoint", "x", "y", "confidence") if c in table.columns]:
         numbers = pd.to_numeric(table[column], errors="coerce")
-        bad = (numbers.isna() & table[column].notna()) | np.isinf(numbers.to_numpy(np.float64))
+        bad = (numbers.isna() & table[column].notna()) | (numbers.abs() > _LARGEST)
         if column == "keypoint":
             bad |= numbers.isna() | (numbers % 1 != 0)
         if bad.any():
             row = int(np.argmax(bad.to_numpy()))
             value = table[column].iloc[row]
-            raise NemfError(f"{path} row {row + 2}: {column} is {value!r}, not a finite number")
+            shown = repr(value) if isinstance(value, str) else value
+            raise NemfError(f"{path} row {row + 2}: {column} is {shown}, not a finite number")
         table[column] = numbers
     table["keypoint"] = table["keypoint"].astype(int)
     return table

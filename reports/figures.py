@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nemf.errors import NemfError
 from nemf.predictions import write_whole
 
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+
+_WIDEST_IN = 16  # both images side by side
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print by the numbers.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
@@ -28,13 +33,17 @@ def draw_matches(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.patches import ConnectionPatch
+    from matplotlib.text import Annotation
 
     if file.suffix.lower() != ".png":
         raise NemfError(f"{file}: pictures are PNG; give a name that ends in .png")
     xy, uv = np.asarray(points, float).reshape(-1, 2), np.asarray(answers, float).reshape(-1, 2)
     widths = [query.shape[1] / query.shape[0], reference.shape[1] / reference.shape[0]]
-    figure = Figure(figsize=(4 * sum(widths), 4.4), dpi=120, layout="constrained")
+    height = float(np.clip(_WIDEST_IN / sum(widths), 1, 4))
+    size = (np.clip(height * sum(widths), 3, _WIDEST_IN), height + 0.6)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=widths)
     unanswered = [str(k + 1) for k in range(len(xy)) if np.isnan(uv[k]).any()]
@@ -42,22 +51,35 @@ def draw_matches(
         axes.imshow(image)
         axes.set_axis_off()
         axes.set_title(title, fontsize=10)
+
+    def draw(artist: Artist, order: int) -> None:
+        # On the figure, not on the axes: links cross both axes, and numbers belong on top of them.
+        artist.set(in_layout=False, zorder=order)
+        figure.add_artist(artist)
+
     for k, (p, q) in enumerate(zip(xy, uv, strict=True)):
         colour = _COLOURS[k % len(_COLOURS)]
         for axes, point in ((left, p), (right, q)):
             if np.isnan(point).any():
                 continue
-            axes.plot(*point, "o", color=colour, markeredgecolor="black", markersize=7)
-            axes.annotate(
-                str(k + 1), point, xytext=(5, 5), textcoords="offset points", fontsize=8,
-                bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
+            draw(
+                Line2D(
+                    *point[:, None], transform=axes.transData, marker="o", color=colour,
+                    markeredgecolor="black", markersize=7,
+                ),
+                order=3,
+            )  # fmt: skip
+            draw(
+                Annotation(
+                    str(k + 1), point, xycoords=axes.transData, xytext=(5, 5),
+                    textcoords="offset points", fontsize=8,
+                    bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
+                ),
+                order=4,
             )  # fmt: skip
         if not np.isnan(q).any():
-            link = ConnectionPatch(
-                p, q, "data", "data", axesA=left, axesB=right, color=colour, lw=1
-            )
-            link.set_in_layout(False)
-            figure.add_artist(link)
+            ends = {"axesA": left, "axesB": right, "coordsA": "data", "coordsB": "data"}
+            draw(ConnectionPatch(p, q, **ends, color=colour, lw=1, annotation_clip=False), order=2)
     if unanswered:
         figure.supxlabel(f"no answer for {', '.join(unanswered)}", fontsize=9)
     write_whole(file, lambda temporary: figure.savefig(temporary, format="png"))

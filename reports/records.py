@@ -80,6 +80,12 @@ def keypoint_errors(
         true=true,
         pair=predictions.column("pair_number"),
     )
+    if not (length > 0).all():
+        row = int(np.argmin(length > 0))
+        raise NemfError(
+            f"pair {predictions.column('pair')[row]} has a {protocol.bases[layout]} of "
+            f"{length[row]:g} px, which alpha cannot multiply: {protocol.id} cannot score it"
+        )
     check_errors(error, length)
     return error, length
 

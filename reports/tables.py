@@ -7,17 +7,19 @@ all synthetic.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from nemf.datasets import dataset_class
 from nemf.errors import NemfError
 from nemf.predictions import write_text
-from nemf.scoring import check_alphas
+from nemf.scoring import check_alphas, get_protocol
 
 PUBLISHED = Path(__file__).parent / "published"
 _TITLES = {
@@ -26,6 +28,7 @@ _TITLES = {
     "pfwillow": "PF-WILLOW",
     "animalpose": "AnimalPose",
 }
+_UNNUMBERED = re.compile(r"^Table \d+: ")  # LaTeX numbers tables itself
 _BASES = {"bbox": "bbox", "image": "img", "kps_extent": "bbox-kp", "kps_extent_padded": "bbox-kp"}
 
 
@@ -56,16 +59,54 @@ class TableSpec:
             ) from None
         if not isinstance(content, dict):
             raise NemfError(f"{path}: must be a mapping")
+        known = {f.name for f in fields(cls)}
+        for problem, keys in (("lacks", known - set(content)), ("unknown", set(content) - known)):
+            if keys:
+                raise NemfError(f"{path}: {problem} {', '.join(sorted(map(str, keys)))}")
         try:
-            spec = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
-            matchers = {kind: tuple(names) for kind, names in dict(spec.matchers).items()}
-        except (TypeError, ValueError) as problem:
+            return cls(**_checked(content))
+        except NemfError as problem:
             raise NemfError(f"{path}: {problem}") from None
-        if spec.averaging not in ("image", "point"):
-            raise NemfError(f"{path}: averaging must be image or point, not {spec.averaging!r}")
-        object.__setattr__(spec, "matchers", matchers)
-        object.__setattr__(spec, "alphas", check_alphas(spec.alphas))
-        return spec
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a specification in the types of :class:`TableSpec`, or NemfError."""
+    checked = dict(content)
+    for key in ("name", "title", "split"):
+        if not isinstance(content[key], str) or not content[key]:
+            raise NemfError(f"{key} must be a text, not {content[key]!r}")
+    if content["averaging"] not in ("image", "point"):
+        raise NemfError(f"averaging must be image or point, not {content['averaging']!r}")
+    for key in ("columns", "extra_columns", "protocols"):
+        checked[key] = _texts(key, content[key])
+    for dataset in checked["columns"] + checked["extra_columns"]:
+        dataset_class(dataset)
+    for protocol in checked["protocols"]:
+        if protocol != "paper":
+            get_protocol(protocol)
+    matchers = content["matchers"]
+    if not isinstance(matchers, dict) or set(matchers) != {"real", "synthetic"}:
+        raise NemfError(f"matchers must list those for real and for synthetic, not {matchers!r}")
+    checked["matchers"] = {kind: _texts("matchers", names) for kind, names in matchers.items()}
+    grids = content["oracle_grids"]
+    if not isinstance(grids, list) or not all(type(g) is int and g > 0 for g in grids):
+        raise NemfError(f"oracle_grids must be a list of positive integers, not {grids!r}")
+    checked["oracle_grids"] = tuple(grids)
+    alphas = content["alphas"]
+    if not isinstance(alphas, list):
+        raise NemfError(f"alphas must be a list of numbers, not {alphas!r}")
+    checked["alphas"] = check_alphas(alphas)
+    published = content["published"]
+    if published is not None and not (PUBLISHED / str(published)).is_file():
+        known = ", ".join(sorted(file.name for file in PUBLISHED.glob("*.yaml")))
+        raise NemfError(f"published must be null or one of {known}, not {published!r}")
+    return checked
+
+
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise NemfError(f"{key} must be a list of names, not {value!r}")
+    return tuple(value)
 
 
 @dataclass
@@ -100,7 +141,9 @@ class Table:
 
     def latex(self) -> str:
         n = len(self.alphas)
-        spans = [f"\\multicolumn{{{n}}}{{c}}{{{_tex(self.headings[d])}}}" for d in self.datasets]
+        spans = [
+            f"\\multicolumn{{{n}}}{{c}}{{{_tex_heading(self.headings[d])}}}" for d in self.datasets
+        ]
         rules = [
             f"\\cmidrule(lr){{{6 + n * i}-{5 + n * (i + 1)}}}" for i in range(len(self.datasets))
         ]
@@ -109,7 +152,8 @@ class Table:
         lines = [
             "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage[T1]{fontenc}.",
             "\\begin{table*}",
-            f"\\caption{{{_tex(self.title)}}}",
+            f"\\caption{{{_tex(_UNNUMBERED.sub('', self.title))}}}",
+            "\\setlength{\\tabcolsep}{4pt}",
             "\\resizebox{\\textwidth}{!}{%",
             f"\\begin{{tabular}}{{lllll{'r' * (n * len(self.datasets))}}}",
             "\\toprule",
@@ -124,8 +168,11 @@ class Table:
                 lines.append("\\midrule")
             origin = row["origin"]
             labels = [_tex(text) for text in self._labels(row)]
-            lines.append(" & ".join(labels + self._values(row, _tex_cell)) + " \\\\")
-        lines += ["\\bottomrule", "\\end{tabular}}", "\\par\\smallskip\\footnotesize"]
+            lines.append(" & ".join(labels + self._values(row, _tex_mean)) + " \\\\")
+            intervals = self._values(row, _tex_interval)
+            if any(intervals):  # below the means, so that these line up with published ones
+                lines.append(" & ".join([""] * 5 + intervals) + " \\\\")
+        lines += ["\\bottomrule", "\\end{tabular}}", "\\par\\smallskip\\footnotesize\\raggedright"]
         lines += [_tex(note) + "\\par" for note in self.footnotes]
         return "\n".join([*lines, "\\end{table*}"]) + "\n"
 
@@ -161,8 +208,12 @@ def build_table(
     Rows appear in the order of the labels given by the records' position; published rows (real
     tables only) come first, in the paper's order. ``missing``: sentences on what was not measured.
 
-    NemfError if no record fits, or if two records of a column come from different versions of a
-    dataset (their fingerprints differ).
+    Records under a protocol that the specification does not name are left out, except those of
+    predictions made elsewhere, whose protocol the user chose.
+
+    NemfError if no record fits, if two records of a column come from different versions of a
+    dataset (their fingerprints differ), if a record lacks an alpha, or if the published figures
+    are averaged differently.
     """
     fitting = [
         r
@@ -170,16 +221,17 @@ def build_table(
         if r["predictions"]["synthetic"] == synthetic and r["predictions"]["split"] == spec.split
     ]
     shown = [*spec.columns, *spec.extra_columns]
-    fitting = [r for r in fitting if r["predictions"]["dataset"] in shown]
+    fitting = [r for r in fitting if r["predictions"]["dataset"] in shown and _belongs(r, spec)]
     if not fitting:
         kind = "synthetic" if synthetic else "real"
         raise NemfError(
             f"no {kind} score record for {spec.name}: run `nemf predict` and `nemf score`"
         )
     _one_fingerprint_per_dataset(fitting)
+    _every_alpha(fitting, spec)
     measured = {r["predictions"]["dataset"] for r in fitting}
     datasets = [*spec.columns, *(d for d in spec.extra_columns if d in measured)]
-    published = None if synthetic or not spec.published else _load_published(spec.published)
+    published = None if synthetic or not spec.published else _load_published(spec)
     rows, cells = _published_rows(published, datasets, spec) if published else ([], [])
     for key, group in _grouped(fitting).items():
         row, row_cells = _measured_row(key, group, spec)
@@ -219,16 +271,13 @@ def _measured_row(
     key: tuple[str, str], records: list[dict[str, Any]], spec: TableSpec
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     label, protocol = key
-    matcher = records[0]["predictions"]["matcher"]
-    card = matcher.get("card", {})
-    marks = [
-        text
-        for flag, text in (
-            (matcher.get("random_weights"), "random weights"),
-            (card.get("oracle_class"), "oracle class"),
-        )
-        if flag
-    ]
+    matchers = [record["predictions"]["matcher"] for record in records]
+    matcher, card = matchers[0], matchers[0].get("card", {})
+    marks = []
+    if any(m.get("random_weights") for m in matchers):
+        marks.append("random weights")
+    if any(m.get("card", {}).get("oracle_class") for m in matchers):
+        marks.append("oracle class")
     row = {
         "method": label + (f" [{', '.join(marks)}]" if marks else ""),
         "origin": "external" if matcher.get("external") else "measured",
@@ -240,6 +289,7 @@ def _measured_row(
     cells = []
     for record in records:
         meta = record["predictions"]
+        matcher = meta["matcher"]
         for entry in record["metrics"]:
             if (entry["group"], entry["averaging"]) != ("all", spec.averaging):
                 continue
@@ -268,8 +318,14 @@ def _measured_row(
     return row, cells
 
 
-def _load_published(name: str) -> dict[str, Any]:
-    return yaml.safe_load((PUBLISHED / name).read_text(encoding="utf-8"))
+def _load_published(spec: TableSpec) -> dict[str, Any]:
+    published = yaml.safe_load((PUBLISHED / str(spec.published)).read_text(encoding="utf-8"))
+    if published["averaging"] != spec.averaging:
+        raise NemfError(
+            f"{spec.published}: its figures are per-{published['averaging']} means, {spec.name} "
+            f"shows per-{spec.averaging} means: set published: null"
+        )
+    return published
 
 
 def _published_rows(
@@ -301,6 +357,26 @@ def _published_rows(
     return rows, cells
 
 
+def _belongs(record: dict[str, Any], spec: TableSpec) -> bool:
+    """Whether the specification asks for the record's protocol."""
+    matcher, protocol = record["predictions"]["matcher"], record["protocol"]["id"]
+    if matcher.get("external"):
+        return True
+    official = matcher.get("card", {}).get("official_protocol")
+    return protocol in spec.protocols or ("paper" in spec.protocols and protocol == official)
+
+
+def _every_alpha(records: Sequence[dict[str, Any]], spec: TableSpec) -> None:
+    for record in records:
+        absent = [f"{alpha:g}" for alpha in spec.alphas if alpha not in record["alphas"]]
+        if absent:
+            meta = record["predictions"]
+            raise NemfError(
+                f"{meta['matcher']['label']!r} on {meta['title']} is not scored at alpha "
+                f"{', '.join(absent)}: run `nemf score --table` with the table's name"
+            )
+
+
 def _one_fingerprint_per_dataset(records: Sequence[dict[str, Any]]) -> None:
     seen: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -327,7 +403,7 @@ def _heading(dataset: str, records: Sequence[dict[str, Any]], synthetic: bool) -
         return f"synthetic {text}"
     official = meta["official_pairs"]
     if official is not None and meta["n_pairs"] != official:
-        text += f", {meta['n_pairs']} of {official} pairs"
+        text += f", measured on {meta['n_pairs']} of {official} pairs"
     return text
 
 
@@ -357,9 +433,11 @@ def _footnotes(
         ]
     protocols = {}
     for record in records:
-        protocols.setdefault(record["protocol"]["description"], set()).add(
-            record["predictions"]["title"]
+        protocol = record["protocol"]
+        text = protocol["description"].replace(
+            f"per-{protocol['averaging']} mean", f"per-{spec.averaging} mean"
         )
+        protocols.setdefault(text, set()).add(record["predictions"]["title"])
     notes += [f"{text} ({', '.join(sorted(on))})." for text, on in sorted(protocols.items())]
     if any(row["values"] and "oracle-grid" in row["method"] for row in rows):
         notes.append(
@@ -375,21 +453,27 @@ def _footnotes(
             f"{record['n_keypoints']} keypoints, fingerprint {meta['fingerprint'][:12]}."
         )
     notes += list(seen.values())
-    weights = {}
+    weights: dict[str, list[str]] = {}
+    unanswered: dict[str, None] = {}
     for record in records:
         matcher = record["predictions"]["matcher"]
         if matcher.get("config", {}).get("backbone"):
-            weights[matcher["label"]] = matcher["weights_sha256"][:12]
+            weights.setdefault(matcher["label"], []).append(matcher["weights_sha256"][:12])
         if record["n_unanswered"]:
             where = f"{matcher['label']} on {record['predictions']['title']}"
-            weights[where] = (
-                f"{record['n_unanswered']} of {record['n_keypoints']} unanswered (wrong)"
-            )
-    notes += [
-        f"{label}: weights {text}." if "unanswered" not in text else f"{label}: {text}."
-        for label, text in weights.items()
-    ]
-    notes.append(f"Code: {', '.join(sorted({_code(r) for r in records}))}.")
+            count = f"{record['n_unanswered']} of {record['n_keypoints']}"
+            unanswered[f"{where}: {count} unanswered (wrong)."] = None
+    notes += [f"{m}: weights {', '.join(dict.fromkeys(of))}." for m, of in weights.items()]
+    notes += unanswered
+    external = {
+        f"{m['label']}: predictions made elsewhere, file SHA-256 {m['file_sha256'][:12]}."
+        for m in (record["predictions"]["matcher"] for record in records)
+        if m.get("external")
+    }
+    notes += sorted(external)
+    own = {_code(r) for r in records if not r["predictions"]["matcher"].get("external")}
+    if own:
+        notes.append(f"Code: {', '.join(sorted(own))}.")
     return notes + [f"Not measured: {sentence}" for sentence in missing]
 
 
@@ -410,11 +494,20 @@ def _plain_cell(entry: dict[str, Any] | None) -> str:
     return f"{entry['pck'] * 100:.1f} [{entry['low'] * 100:.1f}, {entry['high'] * 100:.1f}]"
 
 
-def _tex_cell(entry: dict[str, Any] | None) -> str:
-    mean, _, interval = _plain_cell(entry).partition(" ")
-    if entry is None:
-        return "--"
-    return f"{mean} {{\\tiny {interval}}}" if interval else mean
+def _tex_heading(text: str) -> str:
+    """What follows the first comma goes below in small type: a wide heading would stretch its last
+    column."""
+    first, comma, rest = map(_tex, text.partition(", "))
+    return f"\\shortstack{{{first}\\\\{{\\scriptsize {rest}}}}}" if comma else first
+
+
+def _tex_mean(entry: dict[str, Any] | None) -> str:
+    return "--" if entry is None else _plain_cell(entry).partition(" ")[0]
+
+
+def _tex_interval(entry: dict[str, Any] | None) -> str:
+    interval = _plain_cell(entry).partition(" ")[2]
+    return f"{{\\tiny {interval}}}" if interval else ""
 
 
 def _pipe(cells: Sequence[str]) -> str:
@@ -424,6 +517,7 @@ def _pipe(cells: Sequence[str]) -> str:
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "[": "{[}", "*": "{*}",  # after a line's end they would be its options
     "≤": r"$\leq$", "→": r"$\rightarrow$", "–": "--", "—": "---", "<": r"\textless{}",
     ">": r"\textgreater{}", "×": r"$\times$",
 }  # fmt: skip

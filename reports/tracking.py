@@ -1,9 +1,9 @@
 """The MLflow writer: mirrors the records on disk to MLflow, again and again without duplicates.
 
-The files below the output folder are the truth. Each current prediction file with its score records
-is a run of the experiment "nemf", found again by the tag ``nemf.cell``; each version of a table is a
-run of its own. The tag ``nemf.content``, written last, says what a finished run mirrors, so a run
-that a killed or failed call left behind is completed by the next call.
+The files below the output folder are the truth. Each current prediction file with its score
+records is a run of the experiment "nemf", found again by the tag ``nemf.cell``; each version of a
+table is a run of its own. The tag ``nemf.content`` says what a run mirrors and is written last, so
+a run that a killed or failed call left behind is completed by the next call.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def tracking_uri(out: Path) -> str:
     path = (out / "mlflow.db").resolve().as_posix()
     if "?" in path or unquote(path) != path:
         raise NemfError(
-            f"{path}: MLflow cannot keep an SQLite file under a name with '?' or a %-escape; choose "
-            "another OUT= folder or set MLFLOW_TRACKING_URI"
+            f"{path}: MLflow cannot keep an SQLite file under a name with '?' or a %-escape; "
+            "choose another OUT= folder or set MLFLOW_TRACKING_URI"
         )
     return f"sqlite:///{path}"
 
@@ -169,7 +169,6 @@ def _cell_tags(meta: dict[str, Any], scores: dict[str, dict[str, Any]]) -> dict[
     tags = {
         "commit": code.get("commit"),
         "dirty": code.get("dirty"),
-        "mlflow.source.name": "nemf",
         "dataset": meta["dataset"],
         "split": meta["split"],
         "fingerprint": meta["fingerprint"],
@@ -267,9 +266,10 @@ def _cell_note(meta: dict[str, Any], scores: dict[str, dict[str, Any]]) -> str:
     kind = "real images"
     if meta["synthetic"]:
         kind = "**SYNTHETIC stand-in, says nothing about real images**"
+    images = "".join(f" of {r['n_images']} distinct images" for r in list(scores.values())[:1])
+    dataset = f"{meta['title']} {meta['split']} ({meta['n_pairs']}{part} pairs{images})"
     lines = [
-        f"**{matcher['label']}** on {meta['title']} {meta['split']} ({meta['n_pairs']}{part} pairs), "
-        f"{kind}; queries {meta['plan']}.",
+        f"**{matcher['label']}** on {dataset}, {kind}; queries {meta['plan']}.",
         "",
         *_score_lines(scores),
         "",
@@ -289,7 +289,8 @@ def _cell_note(meta: dict[str, Any], scores: dict[str, dict[str, Any]]) -> str:
         libraries = ", ".join(f"{name} {v}" for name, v in facts["libraries"].items())
         lines += [
             f"- {card['title']}: {card['description']} ({card['paper']}{year}{oracle})",
-            f"- Code {_commit(meta['code'])}; seed {facts['seed']}; on {facts['device']}; {libraries}",
+            f"- Code {_commit(meta['code'])}; seed {facts['seed']}; on {facts['device']}",
+            f"- {libraries}",
             f"- Weights SHA-256 `{matcher['weights_sha256']}`{random}",
         ]
     scored_by = dict.fromkeys(_commit(record["scored_by"]) for record in scores.values())
@@ -302,19 +303,20 @@ def _cell_note(meta: dict[str, Any], scores: dict[str, dict[str, Any]]) -> str:
 def _score_lines(scores: dict[str, dict[str, Any]]) -> list[str]:
     if not scores:
         return ["Not scored yet."]
-    alphas = sorted({alpha for record in scores.values() for alpha in record["alphas"]})
-    head = ["Protocol", "Mean", "Pairs", "Images", *(f"PCK@{a:g}" for a in alphas)]
-    rows = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    columns, head = [], ["PCK at"]
     for stem, record in scores.items():
         averaging = record["protocol"]["averaging"]
-        cells = {
-            entry["alpha"]: _interval(entry)
-            for entry in record["metrics"]
-            if (entry["group"], entry["averaging"]) == ("all", averaging)
-        }
-        numbers = [cells.get(alpha, "–") for alpha in alphas]
-        row = [stem, f"per {averaging}", str(record["n_pairs"]), str(record["n_images"]), *numbers]
-        rows.append(row)
+        head.append(f"{stem}, per {averaging}")
+        columns.append(
+            {
+                entry["alpha"]: _interval(entry)
+                for entry in record["metrics"]
+                if (entry["group"], entry["averaging"]) == ("all", averaging)
+            }
+        )
+    rows = [head, ["---"] + ["---:"] * len(columns)]
+    for alpha in sorted({alpha for column in columns for alpha in column}):
+        rows.append([f"{alpha:g}", *(column.get(alpha, "–") for column in columns)])
     levels = ", ".join(f"{level:.0%}" for level in sorted({r["level"] for r in scores.values()}))
     table = [f"| {' | '.join(row)} |" for row in rows]
     return [*table, "", f"Percent, with {levels} intervals."]
@@ -419,6 +421,7 @@ class _Store:
         now_ms = max(int(time.time() * 1000), held.info.start_time, (held.info.end_time or 0) + 1)
         old, new = held.data.metrics, dict(run.metrics)
         new |= {name: math.nan for name in old if name not in new and _OURS.match(name)}
+        tags = run.tags | {"mlflow.source.name": "nemf", "mlflow.note.content": run.note}
         self.client.log_batch(
             run_id,
             metrics=[
@@ -427,7 +430,7 @@ class _Store:
                 if not _same(value, old.get(name))
             ],
             params=[Param(k, v) for k, v in run.params.items() if k not in held.data.params],
-            tags=[RunTag(k, v) for k, v in (run.tags | {"mlflow.note.content": run.note}).items()],
+            tags=[RunTag(k, v) for k, v in tags.items()],
         )
         self.client.set_tag(run_id, "nemf.content", run.content)
 
@@ -473,14 +476,14 @@ def _open_store(out: Path) -> Iterator[_Store]:
 def _refusal(uri: str, out: Path, problem: Exception) -> str:
     reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
     shown = re.sub(r"//[^/@]*@", "//***@", uri)  # a password is nobody's business
-    reason = reason.replace(uri, shown)[:300]
+    reason = reason.replace(uri, shown)[:200]
     if os.environ.get("MLFLOW_TRACKING_URI"):
         remedy = "start it or correct MLFLOW_TRACKING_URI"
     else:
         remedy = f"free or move away {out / 'mlflow.db'}"
     return (
-        f"MLflow at {shown} did not take the runs ({reason}); the results are safe in {out}: {remedy}, "
-        "then run the same command again"
+        f"MLflow at {shown} did not take the runs ({reason}); the results are safe in {out}: "
+        f"{remedy}, then run the same command again"
     )
 
 
@@ -499,8 +502,8 @@ def _experiment(client: Any, uri: str, out: Path) -> str:
                 raise
     if experiment.lifecycle_stage != "active":
         raise NemfError(
-            f"MLflow's experiment {EXPERIMENT!r} is deleted: bring it back with `mlflow experiments "
-            f"restore -x {experiment.experiment_id}`, then run the same command again"
+            f"MLflow's experiment {EXPERIMENT!r} is deleted: bring it back with `mlflow "
+            f"experiments restore -x {experiment.experiment_id}`, then run the same command again"
         )
     is_default = not os.environ.get("MLFLOW_TRACKING_URI")
     if is_default and experiment.artifact_location != location:

@@ -264,14 +264,3 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [",".join(map(str, row)) for row in (header, *rows)]
     path.write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture
-def no_parse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any attempt to parse annotations fails: what is read must come from the index."""
-    from nemf.datasets.index import PairDataset
-
-    def refuse(self: PairDataset) -> None:
-        raise AssertionError(f"{self.name} parsed its annotations again")
-
-    monkeypatch.setattr(PairDataset, "parse", refuse)

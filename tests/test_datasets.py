@@ -453,13 +453,6 @@ def test_an_unusable_cache_only_costs_time(
     assert "set NEMF_CACHE" in caplog.text
 
 
-def test_no_parse_with_a_warm_index(tiny_folder: Make, request: pytest.FixtureRequest) -> None:
-    root = tiny_folder()
-    first = FolderOfPairs(root)
-    request.getfixturevalue("no_parse")
-    assert same(FolderOfPairs(root), first)
-
-
 @pytest.mark.parametrize("name", ["spair", "pfpascal", "pfwillow", "folder"])
 def test_fingerprint_knows_no_place_and_no_time(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -606,6 +599,7 @@ def test_spair_missing_annotation_folder(tiny_spair: Make) -> None:
         ({"src_imsize": "big"}, "'src_imsize' must be [width, height, ...]"),
         ({"truncation": 4}, "'truncation' must be an integer 0..3"),
         ({"occlusion": "no"}, "'occlusion' must be an integer 0..3"),
+        ({"occlusion": True}, "'occlusion' must be an integer 0..3"),
         ({"src_imname": "../../../secret.jpg"}, "leads out of"),
         ({"src_imname": "nope.jpg"}, "cat/nope.jpg: image cannot be read"),
         ({"src_imname": "a\0b.jpg"}, "image cannot be read"),
@@ -872,6 +866,16 @@ def test_folder_lists(tiny_folder: Make, text: str, reason: str) -> None:
     root = tiny_folder()
     (root / "pairs.json").write_text(text)
     refuse(FolderOfPairs, root, str(root / "pairs.json"), reason)
+
+
+def test_folder_csv_ids_may_be_long_numbers(tiny_folder: Make) -> None:
+    root = tiny_folder(kind="csv")
+    long = "9" * 30
+    edit_list(
+        root / "pairs.csv",
+        lambda rows: [row.append("id" if i == 0 else f"{i}{long}") for i, row in enumerate(rows)],
+    )
+    assert FolderOfPairs(root).ids == [f"1{long}", f"2{long}"]
 
 
 def test_folder_csv_columns(tiny_folder: Make) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from nemf.datasets.index import PairDataset, RawImage, RawPair, inside
 from nemf.datasets.pfpascal import read_pair_list, semicolon_numbers
@@ -140,7 +141,7 @@ def _from_csv(cells: dict[str, Any], origin: str) -> dict[str, Any]:
         entry[side] = np.stack(axes, 1).tolist()
     for key in ("id", "category", "src_bbox", "trg_bbox"):
         value = cells.get(key)
-        if isinstance(value, str) or (value is not None and np.isfinite(value)):
+        if not pd.isna(value):
             is_box = key.endswith("bbox")
             entry[key] = (
                 semicolon_numbers(value, f"{origin}, column {key}").tolist() if is_box else value

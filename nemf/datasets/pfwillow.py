@@ -43,7 +43,7 @@ class PFWillow(PairDataset):
         files = [self._image(str(cell), images, origin) for cell in row[:2]]
         try:
             numbers = row[2 : 2 + 4 * _N_KPS].astype(np.float32).reshape(2, 2, _N_KPS)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise NemfError(f"{origin}: columns 3 to 42 must be numbers") from None
         category, stems = files[0].parent.name, [f.stem for f in files]
         return RawPair(

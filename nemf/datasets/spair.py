@@ -212,6 +212,6 @@ def _claimed_size(file: Path, fields: dict[str, Any], key: str) -> tuple[int, in
 
 def _flag(file: Path, fields: dict[str, Any], key: str) -> int:
     value = fields.get(key, -1)
-    if not isinstance(value, int) or not -1 <= value <= 3:
+    if type(value) is not int or not -1 <= value <= 3:  # true is no number here
         raise NemfError(f"{file}: {key!r} must be an integer 0..3, not {value!r}")
     return value

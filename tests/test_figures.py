@@ -1,0 +1,163 @@
+"""Pictures of matches: they are PNGs, show both images, and name what has no answer."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import ConnectionPatch
+from matplotlib.text import Annotation, Text
+from PIL import Image as PILImage
+
+from nemf.errors import NemfError
+from reports.figures import draw_matches
+
+NAN = float("nan")
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+
+
+def plain(colour: tuple[int, int, int], height: int = 60, width: int = 80) -> np.ndarray:
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+def share(pixels: np.ndarray, colour: tuple[int, int, int]) -> float:
+    return float((np.abs(pixels.astype(int) - colour).max(-1) < 8).mean())
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved while the test runs."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(self: Figure, *arguments: Any, **keywords: Any) -> None:
+        saved.append(self)
+        save(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_the_picture_is_a_png_of_both_images(tmp_path: Path) -> None:
+    points = np.array([[10.0, 10.0], [70.0, 50.0]])
+    file = tmp_path / "new" / "m.png"
+    draw_matches(plain(RED), plain(BLUE), points, points, file)
+    with PILImage.open(file) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
+    middle = pixels.shape[1] // 2
+    assert share(pixels[:, :middle], RED) > 0.5
+    assert share(pixels[:, middle:], BLUE) > 0.5
+    assert share(pixels[:, :middle], BLUE) == share(pixels[:, middle:], RED) == 0
+    assert [path.name for path in file.parent.iterdir()] == ["m.png"]
+
+
+def test_points_lie_where_they_should(tmp_path: Path) -> None:
+    """One point in a corner of each image; its colour shows there and in no other corner."""
+    file = tmp_path / "m.png"
+    draw_matches(plain(RED), plain(BLUE), [[4, 4]], np.array([[75.0, 55.0]]), file)
+    pixels = np.asarray(PILImage.open(file).convert("RGB"))
+    orange = np.abs(pixels.astype(int) - (0xE6, 0x9F, 0x00)).max(-1) < 8
+    middle = pixels.shape[1] // 2
+    ys, xs = np.nonzero(orange)
+    assert xs.min() < 0.15 * middle
+    assert xs.max() > middle + 0.85 * middle
+    assert ys[xs.argmin()] < pixels.shape[0] * 0.3
+    assert ys[xs.argmax()] > pixels.shape[0] * 0.7
+
+
+def test_unanswered_points_are_named(figures: list[Figure], tmp_path: Path) -> None:
+    points = [[10, 10], [20, 20], [30, 30]]
+    answers = np.array([[NAN, NAN], [5, 5], [NAN, 3]])
+    draw_matches(plain(RED), plain(BLUE), points, answers, tmp_path / "m.png")
+    (figure,) = figures
+    assert "no answer for 1, 3" in texts(figure)
+    numbers = [text.get_text() for text in figure.findobj(Annotation)]
+    assert sorted(numbers) == ["1", "2", "2", "3"]
+    assert len(figure.findobj(ConnectionPatch)) == 1
+
+
+def test_a_full_set_of_answers_needs_no_caption(figures: list[Figure], tmp_path: Path) -> None:
+    draw_matches(plain(RED), plain(BLUE), [[1, 2]], np.array([[3.0, 4.0]]), tmp_path / "m.png")
+    assert not [text for text in texts(figures[0]) if "no answer" in text]
+    assert {"query", "reference", "1"} <= set(texts(figures[0]))
+
+
+def test_numbers_lie_above_points_and_points_above_links(
+    figures: list[Figure], tmp_path: Path
+) -> None:
+    points = np.array([[10.0, 10.0], [30.0, 20.0]])
+    draw_matches(plain(RED), plain(BLUE), points, points, tmp_path / "m.png")
+    markers = [artist for artist in figures[0].artists if isinstance(artist, Line2D)]
+    links = figures[0].findobj(ConnectionPatch)
+    numbers = figures[0].findobj(Annotation)
+    assert len(markers) == len(numbers) == 4
+    assert max(a.zorder for a in links) < min(a.zorder for a in markers)
+    assert max(a.zorder for a in markers) < min(a.zorder for a in numbers)
+
+
+@pytest.mark.parametrize("answers", [np.zeros((0, 2)), np.full((3, 2), NAN)])
+def test_nothing_to_draw_is_fine(answers: np.ndarray, tmp_path: Path) -> None:
+    points = np.ones((len(answers), 2))
+    draw_matches(plain(RED), plain(BLUE), points, answers, tmp_path / "m.png")
+    assert (tmp_path / "m.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 900), (900, 1), (2, 2), (1500, 2000)])
+def test_any_shape_of_image_gives_a_picture_of_moderate_size(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
+    draw_matches(plain(RED, *shape), plain(BLUE), [[0, 0]], np.array([[2, 2]]), tmp_path / "m.png")
+    with PILImage.open(tmp_path / "m.png") as image:
+        assert max(image.size) <= 2000
+        assert min(image.size) >= 150
+
+
+def test_points_outside_do_not_move_the_images(figures: list[Figure], tmp_path: Path) -> None:
+    points, answers = [[10, 10], [500, -90]], np.array([[20.0, 20.0], [-300.0, 400.0]])
+    draw_matches(plain(RED), plain(BLUE), points, answers, tmp_path / "m.png")
+    for axes in figures[0].axes:
+        assert axes.get_xlim() == (-0.5, 79.5)
+        assert axes.get_ylim() == (59.5, -0.5)
+
+
+@pytest.mark.parametrize("name", ["m.jpg", "m", "m.png.txt"])
+def test_another_ending_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NemfError, match=r"give a name that ends in \.png"):
+        draw_matches(plain(RED), plain(BLUE), [[1, 1]], np.ones((1, 2)), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_must_fit_the_points(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        draw_matches(plain(RED), plain(BLUE), [[1, 1]], np.ones((2, 2)), tmp_path / "m.png")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(NemfError, match=r"m\.png: cannot be written \(No space left"):
+        draw_matches(plain(RED), plain(BLUE), [[1, 1]], np.ones((1, 2)), tmp_path / "m.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_inputs_are_left_alone(tmp_path: Path) -> None:
+    query, reference = plain(RED), plain(BLUE)
+    points, answers = np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]])
+    draw_matches(query, reference, points, answers, tmp_path / "m.png")
+    assert (query == RED).all()
+    assert (reference == BLUE).all()
+    assert points.tolist() == [[1, 2]]
+    assert answers.tolist() == [[3, 4]]
