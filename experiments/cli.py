@@ -429,12 +429,17 @@ def table_command(name: str, synthetic: bool | None, use_mlflow: bool, out: Path
     files = table.write(out / spec.name)
     click.echo(table.markdown())
     if use_mlflow:
-        from reports.tracking import publish_cells, publish_table, tracking_uri
+        from reports.tracking import (
+            publish_cells,
+            publish_table,
+            tracking_uri,
+            without_password,
+        )
 
         cells = publish_cells(out)
         tags = {"synthetic": str(synthetic).lower()}
         publish_table(out, spec.name, files, table.markdown(), cells, tags)
-        click.echo(f"MLflow: {tracking_uri(out)}")
+        click.echo(f"MLflow: {without_password(tracking_uri(out))}")
     for file in files:
         click.echo(file)
 

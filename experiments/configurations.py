@@ -46,11 +46,26 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
         bases = [CONFIGS / "runtime.py", *(CONFIGS / k / f"{p}.py" for k, p in parts.items())]
         config = _parse(lambda: _inherit(bases), name)
     if options:
+        for key in options:
+            _check_key(config, key, name)
         try:
             config.merge_from_dict(options)
         except (TypeError, KeyError, AssertionError, IndexError) as problem:
             raise NemfError(f"--cfg-options {options} do not fit {name}: {problem}") from None
     return config
+
+
+def _check_key(config: Config, key: str, name: str) -> None:
+    """NemfError if an option names an entry the config lacks. Below ``model`` and ``dataset`` any
+    keyword of the constructor may be given; the constructor refuses the others."""
+    node: Any = config.to_dict()
+    for depth, part in enumerate(key.split(".")):
+        if depth and key.partition(".")[0] in ("model", "dataset"):
+            return
+        if isinstance(node, dict) and part not in node:
+            known = ", ".join(map(str, node))
+            raise NemfError(f"--cfg-options {key}: {name} has no {part!r} there (it has {known})")
+        node = node[part] if isinstance(node, dict) else None
 
 
 def _inherit(bases: list[Path]) -> Config:

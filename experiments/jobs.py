@@ -111,7 +111,7 @@ def predict_table(
             predict(config, data=data, out=out, plan=plan, progress=label)
         except WeightsNotFound as problem:
             without.add(matcher)
-            missing.append(f"{config.label}: {problem}")
+            missing.append(f"{config.label}: {str(problem).partition(':')[0]}.")
             log.warning("%s is left out: %s", matcher, problem)
     write_text(out / spec.name / "missing.json", json.dumps(missing, indent=1) + "\n")
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from experiments.provenance import code_fingerprint, code_state, library_versions
 from experiments.store import Cell, cell_key, slot_folder
+from nemf.datasets import dataset_class
 from nemf.datasets.index import PairDataset
 from nemf.errors import NemfError
 from nemf.matcher import Features, Matcher, Role
@@ -223,33 +224,57 @@ def predict(
 
     Raises NemfError for anything the user can act on: dataset, weights, config, output folder.
     """
+    _check(config)
     model, dataset = dict(config.model), dict(config.dataset)
+    dataset_class(dataset["type"])
     matcher_class(model["type"])  # registers it, or says which matchers there are
     settings = config.predict
-    runner = _runner(
-        model=model | {"type": f"nemf.{model['type']}"},
-        work_dir=str(out / "logs"),
-        randomness={"seed": config.seed},
-        test_dataloader={
-            "dataset": dataset | {"type": f"nemf.{dataset['type']}", "root": str(data)},
-            "batch_size": settings.chunk,
-            "num_workers": 0,
-            "sampler": {"type": "DefaultSampler", "shuffle": False},
-            "collate_fn": {"type": "list_pairs"},
-        },
-        test_cfg={
-            "type": "PredictLoop",
-            "out": str(out),
-            "label": config.label,
-            "plan": str(plan),
-            "model": model,
-            "seed": config.seed,
-            "batch": config.batch,
-            "cache_mib": settings.cache_mib,
-            "progress": progress,
-        },
-    )
-    return runner.test()
+    try:
+        runner = _runner(
+            model=model | {"type": f"nemf.{model['type']}"},
+            work_dir=str(out / "logs"),
+            randomness={"seed": config.seed},
+            test_dataloader={
+                "dataset": dataset | {"type": f"nemf.{dataset['type']}", "root": str(data)},
+                "batch_size": settings.chunk,
+                "num_workers": 0,
+                "sampler": {"type": "DefaultSampler", "shuffle": False},
+                "collate_fn": {"type": "list_pairs"},
+            },
+            test_cfg={
+                "type": "PredictLoop",
+                "out": str(out),
+                "label": config.label,
+                "plan": str(plan),
+                "model": model,
+                "seed": config.seed,
+                "batch": config.batch,
+                "cache_mib": settings.cache_mib,
+                "progress": progress,
+            },
+        )
+        return runner.test()
+    except TypeError as problem:
+        if "__init__() got an unexpected keyword argument" in str(problem):
+            raise NemfError(f"config: {problem}") from None
+        raise
+
+
+def _check(config: Config) -> None:
+    """NemfError for entries of the wrong kind."""
+    for part in ("model", "dataset"):
+        entry = config.get(part)
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+            raise NemfError(f"config: {part} must be a dict with a type, not {entry!r}")
+    settings = config.get("predict") or {}
+    for name, value, least in (
+        ("seed", config.get("seed"), 0),
+        ("batch", config.get("batch"), 1),
+        ("predict.chunk", settings.get("chunk"), 1),
+        ("predict.cache_mib", settings.get("cache_mib"), 0),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise NemfError(f"config: {name} must be an integer of at least {least}, not {value!r}")
 
 
 def _runner(**arguments: Any) -> Runner:

@@ -38,7 +38,6 @@ def train(config_file: Path, out: Path, options: dict[str, Any]) -> Path:
     config = load_config(str(config_file), options)
     name = config_file.stem
     config.work_dir = str(out / "training" / name)
-    config.setdefault("resume", True)
     config.setdefault("default_scope", "mmengine")
     with torch.serialization.safe_globals(_OWN_CHECKPOINTS):
         runner = Runner.from_cfg(config)

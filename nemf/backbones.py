@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from nemf.datasets.index import default_cache
-from nemf.errors import NemfError
+from nemf.errors import NemfError, WeightsNotFound
 from nemf.pairs import check_pixels
 
 log = logging.getLogger(__name__)
@@ -323,7 +323,8 @@ def _found_state(model: ResNet) -> dict[str, Tensor]:
         ways.append("allow the download with --download (NEMF_DOWNLOAD=1)")
     ways.append("pass init='random'")
     found = f" ({'; '.join(problems)})" if problems else ""
-    raise NemfError(f"no weights for {model.name}{found}: {', '.join(ways[:-1])}, or {ways[-1]}")
+    listed = f"{', '.join(ways[:-1])}, or {ways[-1]}"
+    raise WeightsNotFound(f"no weights for {model.name}{found}: {listed}")
 
 
 def _random_state(model: ResNet, seed: int) -> dict[str, Tensor]:

@@ -59,6 +59,11 @@ def tracking_uri(out: Path) -> str:
     return f"sqlite:///{path}"
 
 
+def without_password(uri: str) -> str:
+    """The URI as it may be printed."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
+
+
 def publish_cells(out: Path) -> dict[str, str]:
     """Mirrors every current prediction file and its score records; cell id -> run id.
 
@@ -475,7 +480,7 @@ def _open_store(out: Path) -> Iterator[_Store]:
 
 def _refusal(uri: str, out: Path, problem: Exception) -> str:
     reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-    shown = re.sub(r"//[^/@]*@", "//***@", uri)  # a password is nobody's business
+    shown = without_password(uri)
     reason = reason.replace(uri, shown)[:200]
     if os.environ.get("MLFLOW_TRACKING_URI"):
         remedy = "start it or correct MLFLOW_TRACKING_URI"

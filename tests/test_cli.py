@@ -368,7 +368,6 @@ def test_text_that_looks_like_a_pickle_is_refused_by_name(
     assert "text.pth" in result.err
 
 
-@pytest.mark.xfail(strict=True, reason="an option that no config has is merged and ignored")
 @pytest.mark.parametrize("option", ["predict.chnuk=3", "nonsense.x=1", "sede=3"])
 def test_a_misspelt_option_is_refused(option: str, bench: Bench, nemf: Any) -> None:
     assert nemf(*options(option)(bench)).status != 0

@@ -82,9 +82,7 @@ def test_the_order_of_keypoints_does_not_matter(matcher: Matcher) -> None:
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
     (plain,) = answer(matcher, [(image(1), image(2), points)])
     (mixed,) = answer(matcher, [(image(1), image(2), points[order])])
-    torch.testing.assert_close(
-        mixed.points, plain.points[order], rtol=0, atol=1e-3, equal_nan=True
-    )
+    torch.testing.assert_close(mixed.points, plain.points[order], rtol=0, atol=1e-3, equal_nan=True)
 
 
 def test_inputs_are_not_changed(matcher: Matcher) -> None:

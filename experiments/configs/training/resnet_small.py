@@ -3,6 +3,7 @@ seed = 2022
 side_px = 112
 batch_size = 64
 epochs = 40
+resume = True
 export = "backbone"
 model = dict(type="BackboneClassifier", backbone="resnet_small", n_classes=10)
 train_dataloader = dict(
