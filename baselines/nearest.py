@@ -89,6 +89,13 @@ class NearestNeighbour(Matcher):
         self.window = window
         self.backbone = build_backbone(backbone, weights, init, upto=self.layers[-1])
 
+    @property
+    def flow_resolution(self) -> str | None:
+        """Cells on a side of the square input, as tables print it; None at the image's own size."""
+        if self.input_size is None:
+            return None
+        return str(-(-self.input_size // self.jump_px))
+
     @torch.no_grad()
     def encode(self, images: Sequence[Image], role: Role) -> list[NearestFeatures]:
         return [self._encode(image) for image in images]
