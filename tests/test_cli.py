@@ -276,7 +276,7 @@ BAD: dict[str, tuple[Callable[[Bench], list[Any]], str]] = {
     "option without a key": (options("=3"), "'=3': expected KEY=VALUE"),
     "option that the matcher lacks": (options("model.nonsense=1"), "nonsense"),
     "option that the dataset lacks": (options("dataset.nonsense=1"), "nonsense"),
-    "option out of range": (options("predict.chunk=0"), "batch_size"),
+    "option out of range": (options("predict.chunk=0"), "predict.chunk must be an integer"),
     "unknown split": (options("dataset.split=tests"), "pfwillow has no split 'tests'"),
     "option that does not fit": (options("model.type.x=1"), "do not fit copy/pfwillow"),
     "weights of another architecture": (other_architecture, "small.pth does not hold resnet18"),
