@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nemf.checkpoints import fitting_state, is_counter, one_line, read_state
 from nemf.datasets.index import default_cache
 from nemf.errors import NemfError, WeightsNotFound
 from nemf.pairs import check_pixels
@@ -273,7 +274,7 @@ def published_weights(name: str, download: bool, cache_dir: Path) -> Path:
             torch.hub.download_url_to_file(url, str(path), prefix, sys.stderr.isatty())
         except (urllib.error.URLError, OSError, RuntimeError) as problem:
             raise NemfError(
-                f"{url} could not be downloaded ({_one_line(problem)}): fetch it by hand and "
+                f"{url} could not be downloaded ({one_line(problem)}): fetch it by hand and "
                 "pass it as weights="
             ) from None
     with path.open("rb") as stream:
@@ -347,50 +348,22 @@ def _random_state(model: ResNet, seed: int) -> dict[str, Tensor]:
 
 def _fitting_state(path: Path, model: ResNet) -> dict[str, Tensor]:
     """The tensors of a file that ``model`` needs, float32; NemfError if it does not fit."""
-    state = _read_state(path)
+    state = read_state(path)
     wanted, shapes = model.state_dict(), _shapes(model.name)
     parts = {key.split(".")[0] for key in wanted}
-    fitting: dict[str, Tensor] = {}
-    missing, misshapen = [], []
-    for key, meta in wanted.items():
-        if _is_counter(key):  # says how long training took; older files lack it
-            fitting[key] = torch.zeros_like(meta, device="cpu")
-        elif key not in state:
-            missing.append(key)
-        elif state[key].shape != meta.shape:
-            misshapen.append(f"{key} {tuple(state[key].shape)} for {tuple(meta.shape)}")
-        else:
-            fitting[key] = state[key].float()
-    unexpected = [k for k in state if k.split(".")[0] in parts and k not in shapes]
-    complaints = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    if any(complaints.values()):
-        listed = "; ".join(_some(keys, kind) for kind, keys in complaints.items() if keys)
-        raise NemfError(
-            f"{path} does not hold {model.name} up to layer id {model.upto}: {listed}. "
-            + _resemblance(state, model.name)
-        )
-    broken = [k for k, v in fitting.items() if not torch.isfinite(v).all()]
-    if broken:
-        raise NemfError(f"{path} is damaged: {_some(broken, 'not finite')}")
-    return fitting
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise NemfError(f"{path}: there is no such weights file") from None
-    except Exception as problem:  # on a foreign file torch's reader may stumble over anything
-        raise NemfError(f"{path}: not a readable weights file ({_one_line(problem)})") from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise NemfError(f"{path}: holds no state dict (tensors by name, bare or in 'state_dict')")
-    return state
+    return fitting_state(
+        path,
+        state,
+        wanted,
+        unexpected=[k for k in state if k.split(".")[0] in parts and k not in shapes],
+        holds=f"{model.name} up to layer id {model.upto}",
+        remark=". " + _resemblance(state, model.name),
+    )
 
 
 def _resemblance(state: dict[str, Tensor], asked: str) -> str:
     """Which architectures every trunk tensor of the file fits, in words."""
-    trunk = {k: v.shape for k, v in state.items() if not k.startswith("fc.") and not _is_counter(k)}
+    trunk = {k: v.shape for k, v in state.items() if not k.startswith("fc.") and not is_counter(k)}
     alike = [
         name
         for name in ARCHITECTURES
@@ -407,16 +380,3 @@ def _resemblance(state: dict[str, Tensor], asked: str) -> str:
 def _shapes(name: str) -> dict[str, torch.Size]:
     with torch.device("meta"):
         return {k: v.shape for k, v in ResNet(name).state_dict().items()}
-
-
-def _is_counter(key: str) -> bool:
-    return key.endswith("num_batches_tracked")
-
-
-def _some(keys: list[str], kind: str) -> str:
-    more = ", ..." if len(keys) > 3 else ""
-    return f"{len(keys)} {kind} ({', '.join(keys[:3])}{more})"
-
-
-def _one_line(problem: BaseException) -> str:
-    return (str(problem) or type(problem).__name__).splitlines()[0]

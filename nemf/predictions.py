@@ -267,8 +267,10 @@ def read_external(path: Path, dataset: PairDataset, plan: Plan, name: str) -> Pr
 
     ``path``: CSV or parquet with one row per keypoint and the columns ``pair`` (id), ``keypoint``
     (number within the pair, from 0), ``x``, ``y`` (px of the original reference image; both empty
-    or NaN = no answer) and optionally ``confidence``; further columns are ignored. Every keypoint
-    of every pair must be answered exactly once. NemfError says what is missing or foreign.
+    or NaN = no answer) and optionally ``confidence``. Columns ``query_x``, ``query_y`` (as in the
+    query list) are checked: they catch answers to the other direction's queries. Further columns
+    are ignored. Every keypoint of every pair must be answered exactly once. NemfError says what is
+    missing or foreign.
     """
     table = _read_answers(path)
     queries = query_list(dataset, plan)
@@ -278,6 +280,7 @@ def read_external(path: Path, dataset: PairDataset, plan: Plan, name: str) -> Pr
     _refuse(path, given.difference(known), f"is not in {dataset.title} {dataset.split}")
     _refuse(path, known.difference(given), "has no answer (leave x and y empty to decline one)")
     answers = table.set_index(given).reindex(known)
+    _check_queries(path, answers, queries)
     points = answers[["x", "y"]].to_numpy(np.float32)
     half = np.isnan(points).sum(1) == 1
     if half.any():
@@ -296,6 +299,23 @@ def read_external(path: Path, dataset: PairDataset, plan: Plan, name: str) -> Pr
     matcher = {"name": name, "label": name, "external": True, "file_sha256": content}
     meta = dataset_meta(dataset, plan) | {"matcher": matcher, "code": None, "key": content[:24]}
     return Predictions(prediction_table(rows()), meta)
+
+
+def _check_queries(path: Path, answers: pd.DataFrame, queries: pd.DataFrame) -> None:
+    """NemfError if the file repeats queries that are not the dataset's."""
+    if not {"query_x", "query_y"} <= set(answers.columns):
+        return
+    names = ["query_x", "query_y"]
+    given = answers[names].apply(pd.to_numeric, errors="coerce").to_numpy()
+    asked = queries[names].to_numpy()
+    wrong = ~(np.abs(given - asked) <= 0.01).all(1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        label = _label((queries["pair"].iloc[row], int(queries["keypoint"].iloc[row])))
+        raise NemfError(
+            f"{path}: {label} was asked at ({asked[row][0]:g}, {asked[row][1]:g}), the file says "
+            f"({given[row][0]:g}, {given[row][1]:g}); is it for another --protocol's direction?"
+        )
 
 
 def _oriented(dataset: PairDataset, plan: Plan) -> Iterator[OrientedPair]:

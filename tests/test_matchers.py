@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "copy": {},
     "nearest": {"backbone": "resnet_small", "init": "random"},
     "hpf": {"backbone": "resnet_small", "layers": (2, 6), "init": "random"},
+    "cats": {"backbone": "resnet_small", "layers": (0, 3, 6), "init": "random"},
 }
 NAMES = sorted(available_matchers())
 

@@ -461,3 +461,13 @@ def test_the_metadata_of_foreign_predictions_names_their_content(
         assert meta["matcher"]["file_sha256"].startswith(meta["key"])
         keys.append(meta["key"])
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_answers_to_the_other_directions_queries_are_refused(
+    willow: PFWillow, tmp_path: Path
+) -> None:
+    table = query_list(willow, FORWARD).assign(x=1.0, y=1.0)
+    table.to_csv(tmp_path / "a.csv", index=False)
+    assert len(read_external(tmp_path / "a.csv", willow, FORWARD, "mine")) == len(table)
+    with pytest.raises(NemfError, match=r"a\.csv: pair .* was asked at .*direction"):
+        read_external(tmp_path / "a.csv", willow, BACKWARD, "mine")

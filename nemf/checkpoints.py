@@ -1,0 +1,78 @@
+"""Reading weights files: tensors only, checked key by key, saying what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nemf.errors import NemfError
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file, bare or under ``"state_dict"``. Nothing but tensors is unpickled.
+
+    NemfError if the file is missing, unreadable or holds something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise NemfError(f"{path}: there is no such weights file") from None
+    except Exception as problem:  # on a foreign file torch's reader may stumble over anything
+        raise NemfError(f"{path}: not a readable weights file ({one_line(problem)})") from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise NemfError(f"{path}: holds no state dict (tensors by name, bare or in 'state_dict')")
+    return state
+
+
+def fitting_state(
+    path: Path,
+    state: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    *,
+    unexpected: Iterable[str],
+    holds: str,
+    remark: str = "",
+) -> dict[str, Tensor]:
+    """The tensors of ``state`` that a model needs, in the types of ``wanted`` (its state dict).
+
+    Counters of batches seen are set to zero: they say how long training took, and older files lack
+    them. NemfError "<path> does not hold <holds>" lists missing, ``unexpected`` and misshapen keys,
+    followed by ``remark``; another names tensors that are not finite.
+    """
+    fitting: dict[str, Tensor] = {}
+    missing, misshapen = [], []
+    for key, meta in wanted.items():
+        if is_counter(key):
+            fitting[key] = torch.zeros_like(meta, device="cpu")
+        elif key not in state:
+            missing.append(key)
+        elif state[key].shape != meta.shape:
+            misshapen.append(f"{key} {tuple(state[key].shape)} for {tuple(meta.shape)}")
+        else:
+            fitting[key] = state[key].to(meta.dtype)
+    complaints = {"missing": missing, "unexpected": list(unexpected), "misshapen": misshapen}
+    if any(complaints.values()):
+        listed = "; ".join(_some(keys, kind) for kind, keys in complaints.items() if keys)
+        raise NemfError(f"{path} does not hold {holds}: {listed}{remark}")
+    broken = [key for key, value in fitting.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise NemfError(f"{path} is damaged: {_some(broken, 'not finite')}")
+    return fitting
+
+
+def is_counter(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
+
+
+def one_line(problem: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(problem) or type(problem).__name__).splitlines()[0]
+
+
+def _some(keys: list[str], kind: str) -> str:
+    more = ", ..." if len(keys) > 3 else ""
+    return f"{len(keys)} {kind} ({', '.join(keys[:3])}{more})"
