@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -264,3 +266,32 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [",".join(map(str, row)) for row in (header, *rows)]
     path.write_text("\n".join(lines) + "\n")
+
+
+def golden_module(shared: Path, name: str) -> ModuleType:
+    """``fill`` (deterministic weights) or ``inputs`` (deterministic images) of the goldens."""
+    spec = importlib.util.spec_from_file_location(
+        f"golden_{name}", shared / "goldens" / f"{name}.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def official_checkpoint(shared: Path, method: str, file: Path) -> Path:
+    """A checkpoint as the authors of ``method`` ("cats", "nemf") release it, with the goldens'
+    weights."""
+    import torch
+
+    fill = golden_module(shared, "fill")
+    listed = json.loads((shared / "goldens" / f"{method}_state_dict.json").read_text())
+    counters = {
+        k: torch.int64 if k.endswith("num_batches_tracked") else None for k in listed["keys"]
+    }
+    empty = {k: torch.empty(shape, dtype=counters[k]) for k, shape in listed["keys"].items()}
+    state = fill.fill_state_dict(empty)
+    assert fill.checksum(state) == listed["checksum_crc32"]
+    torch.save({"epoch": 1, "state_dict": state, "best_loss": 0.5}, file)
+    return file

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from nemf.backbones import build_backbone, normalise
 from nemf.datasets import dataset_class
 from nemf.errors import NemfError, WeightsNotFound
 from nemf.pairs import Image, Matches
-from tests.conftest import tiny_pixels
+from tests.conftest import official_checkpoint, tiny_pixels
 
 SMALL: dict[str, Any] = {"backbone": "resnet_small", "layers": (0, 3, 6)}
 TINY = SMALL | {"feature_size": 8, "proj_dim": 32, "depth": 2, "heads": 4, "mlp_ratio": 2}
@@ -337,19 +335,7 @@ def test_a_learned_trunk_under_a_random_head(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def official_file(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file as the authors release it, with the goldens' weights."""
-    spec = importlib.util.spec_from_file_location("golden_fill", shared / "goldens" / "fill.py")
-    fill = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fill)
-    listed = json.loads((shared / "goldens" / "cats_state_dict.json").read_text())
-    counters = {
-        k: torch.int64 if k.endswith("num_batches_tracked") else None for k in listed["keys"]
-    }
-    empty = {k: torch.empty(shape, dtype=counters[k]) for k, shape in listed["keys"].items()}
-    state = fill.fill_state_dict(empty)
-    assert fill.checksum(state) == listed["checksum_crc32"]
-    path = tmp_path_factory.mktemp("cats") / "model_best.pth"
-    torch.save({"epoch": 1, "state_dict": state, "best_loss": 0.5}, path)
-    return path
+    return official_checkpoint(shared, "cats", tmp_path_factory.mktemp("cats") / "model_best.pth")
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "nearest": {"backbone": "resnet_small", "init": "random"},
     "hpf": {"backbone": "resnet_small", "layers": (2, 6), "init": "random"},
     "cats": {"backbone": "resnet_small", "layers": (0, 3, 6), "init": "random"},
+    "nemf": {
+        **{"backbone": "resnet_small", "layers": (2, 4, 6), "init": "random"},
+        **{"proj_dim": 32, "mlp_ratio": 1, "iterations": 3},
+    },
 }
 NAMES = sorted(available_matchers())
 

@@ -1,0 +1,122 @@
+"""The published search, taken literally, as a yardstick for the sparse one.
+
+``python -m tests.benchmarks.nemf_search [HEIGHT WIDTH]`` compares both on random weights and
+extrapolates the literal side from a measured part of its queries.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemf.aggregation import soft_argmax
+from nemf.field.nemf import Encoded, NeMF, NeMFFeatures
+from nemf.field.search import initial_field
+from nemf.pairs import Image
+
+QUERIES_AT_ONCE = 100_000
+
+
+def literal_scores(matcher: NeMF, encoded: Encoded, sources: Tensor, targets: Tensor) -> Tensor:
+    """(N,) logits as published: the volume is embedded anew, all its channels x target cells are
+    sampled at the source point, the result at the target point."""
+    field, size = matcher.mlp_model, matcher.feature_size
+    n, channels = len(sources), field.channels
+    volume = field.embed(encoded.refined)[0]  # (S * T, C)
+    by_source = volume.view(size, size, size * size * channels).permute(2, 0, 1)
+    scores = []
+    for start in range(0, n, 2_000):  # 2,000 x 16,384 floats are 131 MB
+        s, t = sources[start : start + 2_000], targets[start : start + 2_000]
+        at_source = F.grid_sample(by_source[None], s[None, None], align_corners=True)[0, :, 0]
+        at_source = at_source.view(size, size, channels, len(s)).permute(3, 2, 0, 1)
+        costs = F.grid_sample(at_source, t[:, None, None], align_corners=True)[:, :, 0, 0]
+        mlp = field.mlp[0]
+        code = torch.cat([field.harmonic(s), field.harmonic(t)], 1)
+        scores.append(mlp(mlp.fc_p(code), costs))
+    return torch.cat(scores)
+
+
+def literal_search(
+    matcher: NeMF, encoded: Encoded, target: NeMFFeatures, uniform: list[Tensor]
+) -> Tensor:
+    """(H, W, 2): PatchMatch over every pixel, all six candidates scored every time."""
+    height, width = target.canvas
+    axis = torch.linspace(-1, 1, matcher.feature_size)
+    positions = soft_argmax(encoded.refined.mean(1), axis, axis)
+    start = current = initial_field(positions, height, width)
+    y, x = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+    grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1).reshape(-1, 2)
+
+    def score(candidates: Tensor) -> Tensor:
+        parts = zip(
+            candidates.reshape(-1, 2).split(QUERIES_AT_ONCE), grid.split(QUERIES_AT_ONCE),
+            strict=True,
+        )  # fmt: skip
+        return torch.cat([literal_scores(matcher, encoded, c, g) for c, g in parts])
+
+    for u in uniform:
+        padded = F.pad(current.permute(2, 0, 1)[None], (1, 1, 1, 1), "reflect")[0].permute(1, 2, 0)
+        around = [(1, 1), (1, 0), (0, 1), (1, 2), (2, 1)]  # own, left, up, right, down
+        candidates = [padded[r : r + height, c : c + width] for r, c in around]
+        scores = torch.stack([score(c) for c in candidates])
+        best = (scores == scores.amax(0)).byte().argmax(0)
+        kept = torch.stack(candidates).flatten(1, 2)[best, torch.arange(height * width)]
+        tried = kept + (u.reshape(-1, 2) - 0.5) * (2 * matcher.alpha)
+        better = score(tried) > scores.amax(0)
+        current = torch.where(better[:, None], tried, kept).view(height, width, 2)
+        current = current.clamp(start - matcher.alpha, start + matcher.alpha)
+    return current
+
+
+def picture(seed: int, height: int, width: int) -> Image:
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 9, 12)).astype(np.float32))
+    smooth = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255)[0]
+    return Image.from_pixels(smooth.permute(1, 2, 0).byte().numpy())
+
+
+@torch.no_grad()
+def main(height: int, width: int, n_points: int = 10) -> None:
+    """Prints the time of a whole pair and of the literal algorithm at that size."""
+    matcher = NeMF(init="random").eval()
+    for block in matcher.mlp_model.mlp[0].blocks:  # zero as it begins; make the field uneven
+        block.fc_1.weight.copy_(
+            torch.randn(256, 256, generator=torch.Generator().manual_seed(1)) / 16
+        )
+    images = picture(0, height, width), picture(1, height, width)
+    rng = np.random.default_rng(2)
+    points = torch.from_numpy(rng.uniform(2, [width - 3, height - 3], (n_points, 2))).float()
+    ours = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        (target,), (source,) = (matcher.encode([i], "query") for i in images)
+        matcher.match([target], [source], [points])
+        ours.append(time.perf_counter() - begun)
+    encoded = matcher.encode_pair(source, target)
+    part = 10_000
+    queries = [torch.rand(part, 2) * 2 - 1 for _ in range(2)]
+    begun = time.perf_counter()
+    literal = literal_scores(matcher, encoded, *queries)
+    seconds = time.perf_counter() - begun
+    side = matcher.mlp_model.at_targets(queries[1], matcher.feature_size)
+    fast = matcher.mlp_model.score(encoded.volume, queries[0], side, torch.arange(part))
+    difference = float((literal - fast).abs().max())
+    assert difference < 1e-4, difference
+    total = 6 * matcher.iterations * height * width
+    whole = seconds * total / part
+    print(f"{height}x{width}, {n_points} keypoints, {torch.get_num_threads()} threads")
+    print(f"ours, whole pair with both encodings: {min(ours):.2f} s")
+    print(
+        f"literal search: {whole:.0f} s, extrapolated from {part:,} of {total:,} queries "
+        f"({seconds:.1f} s); same scores within {difference:.1e}"
+    )
+    print(f"ratio (search of the literal side only): {whole / min(ours):.0f}")
+
+
+if __name__ == "__main__":
+    main(*(int(a) for a in sys.argv[1:3] or (375, 500)))
