@@ -148,7 +148,8 @@ class PredictLoop(BaseLoop):
         cell = Cell(slot, key)
         if not cell.complete:
             with cell.claim():
-                self._predict(cell, facts, matcher, dataset, plan)
+                if not cell.complete:  # another process may have been faster
+                    self._predict(cell, facts, matcher, dataset, plan)
         cell.make_current()
         return cell.file
 
@@ -156,6 +157,8 @@ class PredictLoop(BaseLoop):
         self, cell: Cell, facts: dict[str, Any], matcher: Matcher, dataset: PairDataset, plan: Plan
     ) -> None:
         cache = FeatureCache(matcher, dataset, self.budget_bytes)
+        if matcher.couples_pairs:  # its random stream runs through all pairs: from the start or not
+            cell.discard_chunks()
         done = cell.finished_chunks()
         bar = tqdm(
             total=len(dataset), desc=self.progress, unit="pair", mininterval=0.5,

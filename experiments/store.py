@@ -74,6 +74,10 @@ class Cell:
             leftover.unlink(missing_ok=True)
         return {int(path.stem) for path in self.folder.glob("chunks/*.parquet")}
 
+    def discard_chunks(self) -> None:
+        """Forgets the chunks of an unfinished run."""
+        shutil.rmtree(self.folder / "chunks", ignore_errors=True)
+
     def commit(self, chunk: int, rows: pa.Table) -> None:
         """Writes one chunk, whole or not at all."""
         path = self.folder / "chunks" / f"{chunk:06d}.parquet"
@@ -84,7 +88,7 @@ class Cell:
         paths = [self.folder / "chunks" / f"{chunk:06d}.parquet" for chunk in range(n_chunks)]
         table = pa.concat_tables([pq.read_table(path) for path in paths]).unify_dictionaries()
         Predictions(table, meta).write(self.file)
-        shutil.rmtree(self.folder / "chunks", ignore_errors=True)
+        self.discard_chunks()
 
     def write_json(self, name: str, content: Any) -> None:
         write_text(

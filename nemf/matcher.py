@@ -58,6 +58,12 @@ class Matcher(BaseModel):
         tensor = next(self.parameters(), next(self.buffers(), None))
         return torch.device("cpu") if tensor is None else tensor.device
 
+    @property
+    def couples_pairs(self) -> bool:
+        """True if an answer depends on the pairs before it (an official random stream): such a run
+        cannot be resumed half-way, only started again."""
+        return False
+
     def encode(self, images: Sequence[Image], role: Role) -> list[Features]:
         """Features of each image on its canvas. ``role`` matters only if ``uses_role``."""
         raise NotImplementedError

@@ -142,6 +142,30 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     assert not list((tmp_path / "b").rglob("chunks"))
 
 
+def test_a_matcher_that_couples_its_pairs_starts_again(
+    tiny_pfwillow: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its random stream runs through all pairs, so half a run cannot be continued."""
+    from baselines.copy import CopyKeypoints
+
+    monkeypatch.setattr(CopyKeypoints, "couples_pairs", True)
+    calls = []
+    real = prediction.predict_pairs
+
+    def dies_once(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(prediction, "predict_pairs", dies_once)
+    root, options = tiny_pfwillow(), {"predict.chunk": 1}
+    with pytest.raises(KeyboardInterrupt):
+        run("copy/pfwillow", root, tmp_path, **options)
+    run("copy/pfwillow", root, tmp_path, **options)
+    assert len(calls) == 3 + 3
+
+
 @pytest.mark.long
 def test_killed_runs_go_on_and_give_the_same_bytes(
     tiny_pfwillow: Callable[..., Path], tmp_path: Path

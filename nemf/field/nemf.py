@@ -143,6 +143,10 @@ class NeMF(Matcher):
             self._materialise()
             self._draw_head()
 
+    @property
+    def couples_pairs(self) -> bool:
+        return self.official
+
     # -- construction -------------------------------------------------------------------------
 
     def _build_head(self, backbone: str, heads: int, sizes: dict[str, int | float]) -> None:
