@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.registry import FUNCTIONS, LOOPS
 from mmengine.runner import BaseLoop, Runner
 from tqdm import tqdm
@@ -203,7 +202,7 @@ class PredictLoop(BaseLoop):
             "dataset": dataset.name,
             "fingerprint": dataset.fingerprint,
             "plan": str(plan),
-            "matcher": {k: v for k, v in sorted(self.model.items()) if k != "weights"},
+            "matcher": {k: v for k, v in sorted(self.model.items()) if not k.endswith("weights")},
             "weights": matcher.weights_hash,
             "seed": self.seed,
             "device": torch.cuda.get_device_name() if device == "cuda" else device,
@@ -297,8 +296,3 @@ def _runner(**arguments: Any) -> Runner:
         raise NemfError(
             f"{where}: cannot be written ({problem.strerror}); choose another OUT="
         ) from None
-
-
-def device_name() -> str:
-    """The device that MMEngine will use."""
-    return get_device()
