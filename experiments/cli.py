@@ -259,7 +259,10 @@ def predict_command(
     loaded = load_config(config, parsed)
     if label or any(key.startswith("model.") for key in parsed):
         changed = ", ".join(
-            f"{k.removeprefix('model.')}={v}" for k, v in parsed.items() if k.startswith("model.")
+            # of a path only the file's name: the label goes into tables
+            f"{key.removeprefix('model.')}={Path(value).name if 'weights' in key else value}"
+            for key, value in ((k, str(v)) for k, v in parsed.items())
+            if key.startswith("model.")
         )
         loaded.label = label or f"{loaded.label} [{changed}]"
     plan = get_protocol(protocol or "canonical@1").plan
