@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from nemf.errors import NemfError
 from nemf.matcher import build_matcher
 from nemf.pairs import Image, Plan
 from nemf.scoring import correct, errors_px, get_protocol, lengths_px, pck
+from tests.conftest import golden_module
 
 SMALL = {"backbone": "resnet_small", "layers": (2, 4, 5, 6), "init": "random"}
 
@@ -331,10 +331,7 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.fixture(scope="module")
 def fill(shared: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_fill", shared / "goldens" / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return golden_module(shared, "fill")
 
 
 @pytest.fixture(scope="module")
