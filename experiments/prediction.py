@@ -199,9 +199,7 @@ class PredictLoop(BaseLoop):
         device = matcher.device.type
         module = type(matcher).__module__
         return {
-            "dataset": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "plan": str(plan),
+            **dataset_meta(dataset, plan),  # the file repeats these, so a change needs a new file
             "matcher": {k: v for k, v in sorted(self.model.items()) if not k.endswith("weights")},
             "weights": matcher.weights_hash,
             "seed": self.seed,
@@ -210,7 +208,7 @@ class PredictLoop(BaseLoop):
             "chunk": self.dataloader.batch_size,
             "batch": self.batch,
             "libraries": library_versions(),
-            "code": code_fingerprint("experiments.prediction", module),
+            "code": code_fingerprint("experiments.prediction", module, type(dataset).__module__),
         }
 
 

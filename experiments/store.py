@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from filelock import FileLock, Timeout
 
 from nemf.errors import NemfError
 from nemf.predictions import FILE_NAME, Predictions, write_text, write_whole
+
+log = logging.getLogger(__name__)
 
 
 def cell_key(facts: dict[str, Any]) -> str:
@@ -48,7 +51,13 @@ class Cell:
 
     @property
     def complete(self) -> bool:
-        return self.file.exists()
+        """Whether the prediction file is there and whole; a damaged one is predicted anew."""
+        if not self.file.exists():
+            return False
+        if _readable(self.file):
+            return True
+        log.warning("%s is damaged: predicting it anew", self.file)
+        return False
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -69,10 +78,15 @@ class Cell:
             lock.release()
 
     def finished_chunks(self) -> set[int]:
-        """Numbers of the chunks that are committed; leftovers of killed writers are removed."""
-        for leftover in self.folder.glob("chunks/.*"):
-            leftover.unlink(missing_ok=True)
-        return {int(path.stem) for path in self.folder.glob("chunks/*.parquet")}
+        """Numbers of the chunks that are committed and whole. Leftovers of killed writers, damaged
+        chunks and foreign files are removed."""
+        done = set()
+        for path in self.folder.glob("chunks/*"):
+            if re.fullmatch(r"\d{6}\.parquet", path.name) and _readable(path):
+                done.add(int(path.stem))
+            else:
+                path.unlink(missing_ok=True)
+        return done
 
     def discard_chunks(self) -> None:
         """Forgets the chunks of an unfinished run."""
@@ -98,6 +112,14 @@ class Cell:
     def make_current(self) -> None:
         """Marks this key as the one that tables read."""
         write_text(self.slot / "current", self.key + "\n")
+
+
+def _readable(path: Path) -> bool:
+    try:
+        pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
 
 
 def slot_folder(out: Path, label: str, dataset: str, plan: str) -> Path:

@@ -173,7 +173,8 @@ def correct(
     """
     error = np.asarray(error_px, np.float32)
     limit = np.float32(alpha) * np.asarray(threshold_px, np.float32)
-    return error <= limit if inclusive else error < limit
+    near = error <= limit if inclusive else error < limit
+    return near & np.isfinite(error)  # no answer is wrong at any alpha
 
 
 def pck(
