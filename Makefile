@@ -37,7 +37,7 @@ endif
 	$(NEMF) predict --table 1 --data "$(ROOT)" --out $(OUT) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 		$(if $(MATCHERS),--matchers "$(MATCHERS)") $(if $(DOWNLOAD),--download)
 	$(NEMF) score --table 1 --out $(OUT)
-	$(NEMF) table 1 --out $(OUT) $(if $(DATA),--real,--synthetic)
+	$(NEMF) table 1 --out $(OUT)
 
 test: $(READY) lint ## Unit, contract, golden, import-direction and real-data tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m "not long"

@@ -252,19 +252,12 @@ def predict_command(
         chosen = tuple((matchers or "").replace(",", " ").split()) or None
         predict_table(table_spec(table_name), data, out, chosen, parsed)
         return
-    from experiments.configurations import load_config
+    from experiments.configurations import load_config, relabel
     from experiments.prediction import predict
     from nemf.scoring import get_protocol
 
     loaded = load_config(config, parsed)
-    if label or any(key.startswith("model.") for key in parsed):
-        changed = ", ".join(
-            # of a path only the file's name: the label goes into tables
-            f"{key.removeprefix('model.')}={Path(value).name if 'weights' in key else value}"
-            for key, value in ((k, str(v)) for k, v in parsed.items())
-            if key.startswith("model.")
-        )
-        loaded.label = label or f"{loaded.label} [{changed}]"
+    relabel(loaded, parsed, label)
     plan = get_protocol(protocol or "canonical@1").plan
     progress = config if sys.stderr.isatty() else None  # a bar has no place in a log
     click.echo(predict(loaded, data=data, out=out, plan=plan, progress=progress))
@@ -372,7 +365,10 @@ def _adopt(
     opened = open_dataset(dataset, data, split)
     predictions = read_external(file, opened, plan, label)
     part = f"{opened.name}-{opened.split}" + ("-synthetic" if opened.synthetic else "")
-    cell = Cell(slot_folder(out, label, part, predictions.meta["plan"]), predictions.meta["key"])
+    cell = Cell(
+        slot_folder(out, f"external-{label}", part, predictions.meta["plan"]),
+        predictions.meta["key"],
+    )
     predictions.write(cell.file)
     cell.make_current()
     return cell.file
@@ -415,20 +411,24 @@ def _interval(entry: dict[str, Any]) -> str:
 @_OUT
 def table_command(name: str, synthetic: bool | None, use_mlflow: bool, out: Path) -> None:
     """Make table NAME (1, or a specification file) from the records in --out."""
-    from experiments.jobs import missing_sentences, table_spec
+    from experiments.jobs import last_job, table_spec
     from reports.records import current_records
     from reports.tables import build_table
 
     spec = table_spec(name)
     records = [record for _, record in current_records(out)]
     kinds = {record["predictions"]["synthetic"] for record in records}
+    job = last_job(spec, out)
     if synthetic is None:
-        if len(kinds) > 1:
+        synthetic = job["synthetic"] if len(kinds) > 1 else True in kinds
+        if synthetic is None:
             raise NemfError(f"{out} holds real and synthetic records: say --real or --synthetic")
-        synthetic = True in kinds
     order = _row_order(spec.matchers["synthetic" if synthetic else "real"])
     records.sort(key=lambda r: order.get(r["predictions"]["matcher"]["label"], len(order)))
-    table = build_table(spec, records, synthetic=synthetic, missing=missing_sentences(spec, out))
+    metas = [r["predictions"] for r in records if r["predictions"]["synthetic"] == synthetic]
+    there = {m["title"] for m in metas} | {m["matcher"]["label"] for m in metas}
+    missing = [sentence for about, sentence in job["missing"].items() if about not in there]
+    table = build_table(spec, records, synthetic=synthetic, missing=missing)
     files = table.write(out / spec.name)
     click.echo(table.markdown())
     if use_mlflow:

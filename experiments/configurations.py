@@ -55,6 +55,18 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
     return config
 
 
+def relabel(config: Config, options: dict[str, Any], label: str | None = None) -> None:
+    """Gives the row of a table its name: ``label``, or the config's own plus every ``model``
+    option, so that a changed matcher never stands under the unchanged one's name."""
+    changed = ", ".join(
+        # of a path only the file's name: the label goes into tables
+        f"{key.removeprefix('model.')}={Path(str(value)).name if 'weights' in key else value}"
+        for key, value in options.items()
+        if key.startswith("model.")
+    )
+    config.label = label or (f"{config.label} [{changed}]" if changed else config.label)
+
+
 def _check_key(config: Config, key: str, name: str) -> None:
     """NemfError if an option names an entry the config lacks. Below ``model`` and ``dataset`` any
     keyword of the constructor may be given; the constructor refuses the others."""

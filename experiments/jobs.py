@@ -36,11 +36,11 @@ def table_spec(name: str) -> TableSpec:
 
 @dataclass(frozen=True)
 class TableData:
-    """The datasets of a table that are there, and sentences on those that are not."""
+    """The datasets of a table that are there, and, by title, a sentence on each that is not."""
 
     datasets: tuple[str, ...]
     synthetic: bool
-    missing: tuple[str, ...]
+    missing: dict[str, str]
 
 
 def find_datasets(spec: TableSpec, root: Path) -> TableData:
@@ -66,7 +66,7 @@ def find_datasets(spec: TableSpec, root: Path) -> TableData:
             f"{root}: {fake} is synthetic and the rest is not; keep them in two folders"
         )
     absent = [dataset_class(name) for name in spec.columns if folders[name] is None]
-    missing = tuple(f"{c.title}: no folder {c.folders[0]} below the data root." for c in absent)
+    missing = {c.title: f"{c.title}: no folder {c.folders[0]} below the data root." for c in absent}
     return TableData(found, kinds[found[0]], missing)
 
 
@@ -84,18 +84,19 @@ def predict_table(
     options: dict[str, Any],
 ) -> None:
     """Predicts every cell of a table that is not there yet. What cannot be measured for want of a
-    dataset or of weights is recorded in ``<out>/<table>/missing.json`` for the footnotes."""
-    from experiments.configurations import load_config
+    dataset or of weights is recorded in ``<out>/<table>/job.json`` for the footnotes."""
+    from experiments.configurations import load_config, relabel
     from experiments.prediction import predict
     from nemf.cards import available_matchers
 
     available = find_datasets(spec, data)
-    missing = list(available.missing)
+    missing = dict(available.missing)
     names = matchers or spec.matchers["synthetic" if available.synthetic else "real"]
     cells = []
     for matcher in names:
         for dataset in available.datasets:
             config = load_config(f"{matcher}/{dataset}", dict(options))
+            relabel(config, options)
             config.dataset.split = spec.split
             card = available_matchers()[config.model.type]
             layout = dataset_class(dataset).layout
@@ -111,15 +112,19 @@ def predict_table(
             predict(config, data=data, out=out, plan=plan, progress=label)
         except WeightsNotFound as problem:
             without.add(matcher)
-            missing.append(f"{config.label}: {str(problem).partition(':')[0]}.")
+            missing[config.label] = f"{config.label}: {str(problem).partition(':')[0]}."
             log.warning("%s is left out: %s", matcher, problem)
-    write_text(out / spec.name / "missing.json", json.dumps(missing, indent=1) + "\n")
+    job = {"synthetic": available.synthetic, "missing": missing}
+    write_text(out / spec.name / "job.json", json.dumps(job, indent=1) + "\n")
 
 
-def missing_sentences(spec: TableSpec, out: Path) -> list[str]:
-    """What the last :func:`predict_table` left out."""
-    path = out / spec.name / "missing.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+def last_job(spec: TableSpec, out: Path) -> dict[str, Any]:
+    """What the last :func:`predict_table` of this output folder was about: ``synthetic`` (None if
+    there was none) and ``missing``, sentences by the title or label they are about."""
+    path = out / spec.name / "job.json"
+    if not path.exists():
+        return {"synthetic": None, "missing": {}}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def score_file(

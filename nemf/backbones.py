@@ -302,6 +302,7 @@ def _found_state(model: ResNet) -> dict[str, Tensor]:
         if not Path(folder).is_dir():
             raise NemfError(f"NEMF_WEIGHTS={folder} is not a folder: correct or unset it")
         for path in sorted(Path(folder).glob(f"{model.name}*.pth")):
+            read_state(path)  # a file that cannot be read is an error, one that ends early is not
             try:
                 states[path] = _fitting_state(path, model)
             except NemfError as problem:

@@ -228,6 +228,7 @@ def build_table(
             f"no {kind} score record for {spec.name}: run `nemf predict` and `nemf score`"
         )
     _one_fingerprint_per_dataset(fitting)
+    _one_method_per_label(fitting)
     _every_alpha(fitting, spec)
     measured = {r["predictions"]["dataset"] for r in fitting}
     datasets = [*spec.columns, *(d for d in spec.extra_columns if d in measured)]
@@ -389,6 +390,20 @@ def _one_fingerprint_per_dataset(records: Sequence[dict[str, Any]]) -> None:
                 f"{meta['matcher']['label']!r} on {meta['fingerprint'][:12]} ({meta['n_pairs']} "
                 "pairs): predict both on one version of the dataset, or use another OUT="
             )
+
+
+def _one_method_per_label(records: Sequence[dict[str, Any]]) -> None:
+    """NemfError if a label stands for two methods: ours and one made elsewhere, or two configs."""
+    seen: dict[str, dict[str, Any]] = {}
+    for record in records:
+        meta = record["predictions"]
+        first = seen.setdefault(meta["matcher"]["label"], meta)
+        for key in ("external", "name", "config"):
+            if first["matcher"].get(key) != meta["matcher"].get(key):
+                raise NemfError(
+                    f"{meta['matcher']['label']!r} stands for two methods ({key} differs between "
+                    f"{first['title']} and {meta['title']}): give one another --label or --name"
+                )
 
 
 def _heading(dataset: str, records: Sequence[dict[str, Any]], synthetic: bool) -> str:

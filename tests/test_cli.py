@@ -629,6 +629,9 @@ def test_synthetic_stand_ins_and_their_table(
     common = ("--data", root, "--out", out)
     assert nemf("predict", "--table", "1", "--matchers", "copy", *common).status == 0
     assert nemf("score", "--table", "1", "--out", out).status == 0
+    last = nemf("table", "1", "--no-mlflow", "--out", out)  # of the kind that was predicted last
+    assert "SYNTHETIC" in last.out.splitlines()[0]
+    (out / "table1" / "job.json").unlink()
     unclear = nemf("table", "1", "--no-mlflow", "--out", out)
     assert unclear.status == 2
     assert "holds real and synthetic records: say --real or --synthetic" in unclear.err

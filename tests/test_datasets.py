@@ -1028,3 +1028,16 @@ def test_real_datasets(
 @pytest.mark.real
 def test_real_training_list_without_keypoints(shared: Path) -> None:
     refuse(PFPascal, shared / "data", "trn_pairs.csv row 2", "has no keypoints", split="trn")
+
+
+def test_an_index_made_by_other_code_is_not_used(
+    tiny_pfwillow: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemf.datasets import index
+    from nemf.datasets.pfwillow import PFWillow
+
+    dataset = PFWillow(tiny_pfwillow())
+    first = dataset._cache_key()
+    assert dataset._cache_key() == first
+    monkeypatch.setattr(index, "_reader_sources", lambda reader: ("changed",))
+    assert dataset._cache_key() != first

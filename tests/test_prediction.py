@@ -417,3 +417,60 @@ def test_runs_are_recorded_with_their_origin(
     assert meta["matcher"]["weights_sha256"] == build_matcher("copy").weights_hash
     assert set(meta["code"]) == {"commit", "dirty"}
     assert os.sep not in meta["key"]
+
+
+# -- damage and changes ---------------------------------------------------------------------------
+
+
+def test_a_damaged_prediction_file_is_predicted_anew(
+    tiny_pfwillow: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_pfwillow()
+    file = run("copy/pfwillow", root, tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert run("copy/pfwillow", root, tmp_path).read_bytes() == whole
+
+
+def test_a_damaged_chunk_and_foreign_files_are_no_obstacle(
+    tiny_pfwillow: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_pfwillow()
+    file = run("copy/pfwillow", root, tmp_path)
+    whole = file.read_bytes()
+    file.unlink()
+    (file.parent / "chunks").mkdir()
+    (file.parent / "chunks" / "000000.parquet").write_bytes(b"PAR1")
+    (file.parent / "chunks" / "foo.parquet").write_bytes(b"")
+    assert run("copy/pfwillow", root, tmp_path).read_bytes() == whole
+
+
+def test_a_folders_threshold_is_part_of_the_key(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_folder()
+    first = run("copy/folder", root, tmp_path)
+    other = run("copy/folder", root, tmp_path, **{"dataset.threshold": "image"})
+    assert other != first
+    assert Predictions.read(other).meta["layout"] == "pfpascal"
+
+
+def test_the_readers_code_is_part_of_the_key(
+    tiny_pfwillow: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        prediction, "code_fingerprint", lambda *modules: asked.append(modules) or "x"
+    )
+    run("copy/pfwillow", tiny_pfwillow(), tmp_path)
+    assert "nemf.datasets.pfwillow" in asked[0]
+
+
+def test_a_changed_matcher_has_a_name_of_its_own() -> None:
+    from experiments.configurations import relabel
+
+    config = load_config("copy/pfwillow")
+    relabel(config, {"predict.chunk": 3})
+    assert config.label == "copy (floor)"
+    relabel(config, {"model.layers": (2,), "model.weights": "/a/b/c.pth"})
+    assert config.label == "copy (floor) [layers=(2,), weights=c.pth]"

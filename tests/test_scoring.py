@@ -326,3 +326,7 @@ def test_descriptions_say_what_matters(name: str) -> None:
         assert protocol.threshold_side in text
         assert "\n" not in text
         assert ("padded to" in text) == (name == "nemf-paper@1" and layout != "spair")
+
+
+def test_no_answer_is_wrong_at_any_alpha() -> None:
+    assert pck(np.array([np.inf, 1.0]), np.array([10.0, 10.0]), 1e39) == 0.5

@@ -603,3 +603,14 @@ def test_what_is_no_specification_is_refused(
     with pytest.raises(NemfError) as refused:
         TableSpec.load(path)
     assert str(refused.value).startswith(f"{path}: {reason}")
+
+
+@pytest.mark.parametrize(
+    "change", [{"external": True}, {"config": {"layers": [4]}}, {"name": "another"}]
+)
+def test_one_label_for_two_methods_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    other = record(dataset="pfpascal", fingerprint="f" * 64)
+    other["predictions"]["matcher"] = other["predictions"]["matcher"] | change
+    spec = spec_of(tmp_path, columns=["pfpascal", "pfwillow"])
+    with pytest.raises(NemfError, match="stands for two methods"):
+        build_table(spec, [record(), other], synthetic=False)

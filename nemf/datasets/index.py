@@ -9,6 +9,7 @@ removed file builds a new index.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -315,6 +317,7 @@ class PairDataset(Sequence[Pair]):
     def _cache_key(self) -> str:
         digest = hashlib.sha256()
         facts = [FORMAT, type(self).__qualname__, self.split, str(self.folder.resolve())]
+        facts += _reader_sources(type(self))
         digest.update(repr([*facts, self.outside, self.options()]).encode())
         for source in self.sources():
             for entry in _walk(source):
@@ -373,6 +376,13 @@ class PairDataset(Sequence[Pair]):
             )
             for row in images.to_pylist()
         ]
+
+
+@cache
+def _reader_sources(reader: type) -> tuple[str, ...]:
+    """Hashes of the sources that parsing runs through: an index made by other code is not used."""
+    files = {*Path(__file__).parent.glob("*.py"), Path(inspect.getfile(reader))}
+    return tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files))
 
 
 def default_cache() -> Path:
