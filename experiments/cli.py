@@ -335,7 +335,7 @@ def score_command(
     values = check_alphas(alphas.split(",")) if alphas else ()
     if dataset is not None:
         chosen = chosen or [get_protocol("canonical@1")]
-        file = _adopt(file, dataset, name, split, _need(data, "--data"), out, chosen[0].plan)
+        file = _adopt(file, dataset, name, split, _need(data, "--data"), out, chosen)
     meta = Predictions.read(file, ["pair"]).meta
     if not chosen:
         fits = [
@@ -354,16 +354,20 @@ def score_command(
 
 
 def _adopt(
-    file: Path, dataset: str, name: str | None, split: str, data: Path, out: Path, plan: Any
+    file: Path, dataset: str, name: str | None, split: str, data: Path, out: Path, chosen: list[Any]
 ) -> Path:
-    """Takes predictions made elsewhere into the store, as the current cell of that method."""
+    """Takes predictions made elsewhere into the store, as the current cell of that method; what the
+    ``chosen`` protocols cannot score is refused before anything is written."""
     from experiments.jobs import open_dataset
     from experiments.store import Cell, slot_folder
     from nemf.predictions import read_external
+    from reports.records import keypoint_errors
 
     label = name or file.stem
     opened = open_dataset(dataset, data, split)
-    predictions = read_external(file, opened, plan, label)
+    predictions = read_external(file, opened, chosen[0].plan, label)
+    for protocol in chosen:
+        keypoint_errors(predictions, protocol)
     part = f"{opened.name}-{opened.split}" + ("-synthetic" if opened.synthetic else "")
     cell = Cell(
         slot_folder(out, f"external-{label}", part, predictions.meta["plan"]),

@@ -77,9 +77,14 @@ def available_matchers() -> dict[str, MatcherCard]:
 
 
 def _card(point: EntryPoint) -> MatcherCard:
-    spec = importlib.util.find_spec(point.module)
+    try:
+        spec = importlib.util.find_spec(point.module)
+    except ImportError:
+        spec = None
     if spec is None or spec.origin is None:
-        raise NemfError(f"matcher {point.name!r}: module {point.module} cannot be found")
+        raise NemfError(
+            f"matcher {point.name!r}: module {point.module} cannot be found; reinstall its package"
+        )
     return read_card(Path(spec.origin))
 
 

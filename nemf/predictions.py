@@ -297,7 +297,9 @@ def read_external(path: Path, dataset: PairDataset, plan: Plan, name: str) -> Pr
             start = stop
 
     matcher = {"name": name, "label": name, "external": True, "file_sha256": content}
-    meta = dataset_meta(dataset, plan) | {"matcher": matcher, "code": None, "key": content[:24]}
+    meta = dataset_meta(dataset, plan)
+    key = hashlib.sha256(f"{content} {json.dumps(meta, sort_keys=True)}".encode()).hexdigest()[:24]
+    meta |= {"matcher": matcher, "code": None, "key": key}
     return Predictions(prediction_table(rows()), meta)
 
 

@@ -8,6 +8,7 @@ difficulty flag, each with its interval.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -228,12 +229,18 @@ def current_predictions(out: Path) -> list[Path]:
 
 
 def current_records(out: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Every record (path, content) beside the current prediction files."""
-    return [
-        (path, read_record(path))
-        for file in current_predictions(out)
-        for path in sorted((file.parent / "scores").glob("*.json"))
-    ]
+    """Every record (path, content) beside the current prediction files. NemfError for a record of
+    other predictions than the file's."""
+    found = []
+    for file in current_predictions(out):
+        paths = sorted((file.parent / "scores").glob("*.json"))
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if paths else ""
+        for path in paths:
+            record = read_record(path)
+            if record["predictions_sha256"] != digest:
+                raise NemfError(f"{path}: scores other predictions than {file}; run `nemf score`")
+            found.append((path, record))
+    return found
 
 
 def alpha_name(alpha: float) -> str:

@@ -783,3 +783,26 @@ def test_match_says_where_there_is_no_answer(
     arguments = ("match", image, image, "--matcher", "copy", "--points", "3,4")
     assert nemf(*arguments).out == "3.0,4.0 -> no answer\n"
     assert strictly(nemf(*arguments, "--json").out)["answers"] == [[None, None]]
+
+
+def test_a_refused_external_file_leaves_nothing(
+    nemf: Any, tiny_pfwillow: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, out, sheet = tiny_pfwillow(), tmp_path / "fresh", tmp_path / "sheet.csv"
+    assert nemf("data", "queries", "pfwillow", sheet, "--data", root).status == 0
+    table = pd.read_csv(sheet).assign(x=1.0, y=1.0)
+    table.to_csv(sheet, index=False)
+    both = ("--protocol", "canonical@1", "--protocol", "nemf-paper@1")
+    common = ("--dataset", "pfwillow", "--data", root, "--out", out)
+    refused = nemf("score", sheet, *common, *both)
+    assert refused.status == 2
+    assert "nemf-paper@1" in refused.err
+    assert not list(out.rglob("*.parquet"))
+    assert nemf("score", sheet, *common).status == 0
+    (record,) = out.rglob("scores/*.json")
+    record.write_text(
+        record.read_text().replace('"predictions_sha256": "', '"predictions_sha256": "0')
+    )
+    stale = nemf("table", "1", "--no-mlflow", "--out", out)
+    assert stale.status == 2
+    assert "scores other predictions" in stale.err

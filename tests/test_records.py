@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -465,7 +466,8 @@ def test_only_complete_current_cells_count(tmp_path: Path) -> None:
         if complete:
             three_pairs().write(folder / "predictions.parquet")
         if scored:
-            record = make_record(score_pairs(three_pairs(), CANONICAL), key, {})
+            digest = hashlib.sha256((folder / "predictions.parquet").read_bytes()).hexdigest()
+            record = make_record(score_pairs(three_pairs(), CANONICAL), digest, {"key": key})
             write_record(folder / "scores" / "canonical@1.json", record)
         return folder
 
@@ -486,5 +488,8 @@ def test_only_complete_current_cells_count(tmp_path: Path) -> None:
     ]
     ((path, record),) = current_records(tmp_path)
     assert path == new / "scores" / "canonical@1.json"
-    assert record["predictions_sha256"] == "new"
+    assert record["scored_by"]["key"] == "new"
     assert current_predictions(tmp_path / "nowhere") == []
+    write_record(path, record | {"predictions_sha256": "0" * 64})
+    with pytest.raises(NemfError, match=r"canonical@1\.json: scores other predictions"):
+        current_records(tmp_path)

@@ -40,8 +40,6 @@ class SPair71k(PairDataset):
             raise NemfError(f"size must be 'large' or 'small', not {size!r}")
         self.size = size
         super().__init__(root, split, **options)
-        if size != "large":
-            self.official_pairs = None
 
     def options(self) -> dict[str, Any]:
         return {"size": self.size}
