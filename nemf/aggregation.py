@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemf import onednn
+
 SOFTMAX_TEMPERATURE = 0.02
 NORM_EPS = 1e-6
 INIT_STD = 0.02
-MLP_TOKENS = 1024
+TOKENS_AT_ONCE = 1024  # of a block; their activations stay in the processor's cache
 
 
 def unit(features: Tensor) -> Tensor:
@@ -91,12 +93,13 @@ class Attention(nn.Module):
         """``axis`` 2: the N positions attend to each other within a level; 1: the L levels within a
         position. Same shape out."""
         others = 3 - axis
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, L, N, 3, heads, d)
+        qkv = onednn.linear(self.qkv, x)
+        qkv = qkv.unflatten(-1, (3, self.heads, -1))  # (B, L, N, 3, heads, d)
         qkv = qkv.permute(3, 0, others, 4, axis, 5)  # (3, B, others, heads, along axis, d)
         q, k, v = qkv.reshape(3, -1, *qkv.shape[3:])
         y = F.scaled_dot_product_attention(q, k, v)  # (B * others, heads, along axis, d)
         y = y.transpose(1, 2).flatten(2).unflatten(0, (x.shape[0], x.shape[others]))
-        y = self.proj(y)
+        y = onednn.linear(self.proj, y)
         return y if axis == 2 else y.transpose(1, 2)
 
 
@@ -109,11 +112,10 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            return self.fc2(F.gelu(self.fc1(x)))
-        # The hidden layer of a few tokens at a time stays in the CPU's cache.
-        parts = x.reshape(-1, x.shape[-1]).split(MLP_TOKENS)
-        return torch.cat([self.fc2(F.gelu(self.fc1(part))) for part in parts]).view(x.shape)
+        return onednn.apply(self._layers, x)
+
+    def _layers(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -137,11 +139,26 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, L, N, width), same shape out."""
+        b, n_levels, n = x.shape[:3]
+        if n_levels == 1:
+            x = x + self.attn(self.norm1(x), axis=2)
+            return x + self.mlp(self.norm2(x))
+        levels = x.reshape(b * n_levels, 1, *x.shape[2:])
+        x = onednn.in_parts(self._within_levels, levels, _share(n), dim=0).view(x.shape)
+        return onednn.in_parts(self._across_levels, x, _share(b * n_levels), dim=2)
+
+    def _within_levels(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), axis=2)
-        if x.shape[1] > 1:
-            x = x + self.mlp2(self.norm4(x))
-            x = x + self.attn_multiscale(self.norm3(x), axis=1)
+        return x + self.mlp2(self.norm4(x))
+
+    def _across_levels(self, x: Tensor) -> Tensor:
+        x = x + self.attn_multiscale(self.norm3(x), axis=1)
         return x + self.mlp(self.norm2(x))
+
+
+def _share(tokens: int) -> int:
+    """How many slices of so many tokens are treated at once."""
+    return max(1, TOKENS_AT_ONCE // tokens)
 
 
 class Aggregator(nn.Module):
@@ -213,11 +230,11 @@ class Aggregator(nn.Module):
         """(B, L, N, positions) from ``costs`` of the same shape and (B, n_levels, N, proj_dim)."""
         costs = costs.unflatten(1, (-1, self.repeat))
         projected = projected[:, :, None].expand(-1, -1, self.repeat, -1, -1)
-        x = torch.cat([costs, projected], 4) + self.position_code()[:, :, None]
+        x = torch.cat([costs, projected], 4).add_(self.position_code()[:, :, None])
         x = x.flatten(1, 2)
         for block in self.blocks:
             x = block(x)
-        return self.proj(x)
+        return onednn.linear(self.proj, x)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ def test_inference_in_parts_changes_nothing(tokens: int, monkeypatch: pytest.Mon
     model = aggregator(n_levels=2, repeat=2)
     batch = inputs(model, pairs=2)
     expected = model(*batch)
-    monkeypatch.setattr(nemf.aggregation, "MLP_TOKENS", tokens)
+    monkeypatch.setattr(nemf.aggregation, "TOKENS_AT_ONCE", tokens)
     with torch.no_grad():
         torch.testing.assert_close(model(*batch), expected)
 

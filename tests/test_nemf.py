@@ -11,15 +11,23 @@ import torch
 import torch.nn.functional as F
 
 import nemf
-from nemf.aggregation import correlate, soft_argmax, to_flow
+from nemf.aggregation import correlate, soft_argmax, to_flow, unit
 from nemf.errors import NemfError, WeightsNotFound
-from nemf.field.embedding import CentrePivot, pyramid_embedding
+from nemf.field import search
+from nemf.field.embedding import CentrePivot, pooled, pooled_correlation, pyramid_embedding
 from nemf.field.field import HarmonicEmbedding, corners, look_up
 from nemf.field.nemf import NeMF
-from nemf.field.search import initial_field, optimise, reach, read_field
+from nemf.field.search import (
+    counted_uniform,
+    initial_field,
+    learning_rate,
+    optimise,
+    reach,
+    read_field,
+)
 from nemf.geometry import to_norm, to_pixels
 from nemf.pairs import Image
-from tests.benchmarks.nemf_search import literal_scores, literal_search
+from tests.benchmarks.nemf_search import literal_scores, literal_search, queries_of, uneven
 from tests.conftest import golden_module, official_checkpoint, tiny_pixels
 
 SMALL: dict[str, Any] = {
@@ -30,13 +38,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def small() -> NeMF:
-    """Random weights; the field's residual blocks, zero as they begin, are made uneven."""
-    matcher = NeMF(**SMALL, iterations=4).eval()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for block in matcher.mlp_model.mlp[0].blocks:
-            block.fc_1.weight.copy_(torch.randn(256, 256, generator=generator) / 16)
-    return matcher
+    return uneven(NeMF(**SMALL, iterations=4).eval())
 
 
 def features(matcher: NeMF, seed: int, height: int = 20, width: int = 26) -> Any:
@@ -108,6 +110,47 @@ def test_every_pyramid_level_leads_to_the_common_grid(size: int) -> None:
     assert out.shape == (1, 16, 16, 16, 16, 16)
 
 
+@pytest.mark.parametrize("size", [4, 8, 16, 32])
+def test_inference_embeds_as_training_does(size: int) -> None:
+    """Without gradients the large levels are pooled as they are correlated, and convolutions of few
+    channels are products of windows; both must be the convolutions that training uses."""
+    torch.manual_seed(size)
+    embedder = pyramid_embedding(size, 8)
+    source, target = unit(torch.randn(1, 5, size, size)), unit(torch.randn(1, 5, size, size))
+    expected = embedder(correlate(source, target).view(1, 1, *[size] * 4))
+    assert expected.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(
+            embedder.of_features(source, target), expected, atol=2e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_windows_equal_convolutions_for_any_shape(stride: int) -> None:
+    torch.manual_seed(0)
+    conv = CentrePivot(3, 5, stride)
+    volume = torch.randn(2, 3, 6, 4, 8, 10)
+    expected = conv(volume)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(volume), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pooling_is_max_pooling_with_a_ceiling() -> None:
+    volume = torch.randn(2, 3, 4, 5, 7, 6, generator=torch.Generator().manual_seed(0))
+    found = pooled(volume, (4, 5))
+    expected = F.max_pool2d(volume.view(-1, 1, 7, 6), 2, ceil_mode=True).view(2, 3, 4, 5, 4, 3)
+    assert torch.equal(found, expected)
+
+
+def test_the_pooled_correlation_is_that_of_the_whole() -> None:
+    torch.manual_seed(1)
+    source, target = torch.randn(1, 5, 6, 4), torch.randn(1, 5, 8, 10)
+    whole = correlate(source, target).view(1, 1, 6, 4, 8, 10)
+    by_target, by_source = pooled_correlation(source, target)
+    torch.testing.assert_close(by_target, pooled(whole, (4, 5)))
+    torch.testing.assert_close(by_source, pooled(whole, (2, 3)))
+
+
 def test_a_level_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="24"):
         pyramid_embedding(24, 16)
@@ -146,8 +189,8 @@ def test_dense_and_sparse_search_equal_the_literal_one(small: NeMF) -> None:
     targets = to_norm(points, target.canvas)
     with torch.no_grad():
         encoded = small.encode_pair(source, target)
-        draw = small._uniform(target, source)
-        uniform = [draw() for _ in range(small.iterations)]
+        numbers, pixels = small._uniform(target, source), torch.arange(20 * 26)
+        uniform = [numbers(k, pixels) for k in range(small.iterations)]
         literal = literal_search(small, encoded, target, uniform)
         dense = small.search(encoded, target, source, None)
         sparse = small.search(encoded, target, source, targets)
@@ -158,6 +201,89 @@ def test_dense_and_sparse_search_equal_the_literal_one(small: NeMF) -> None:
     )
     searched = (sparse - dense).abs().amax(-1) < 1e-6
     assert not searched.all()  # the sparse search left pixels alone
+
+
+def test_neighbours_come_own_left_up_right_down() -> None:
+    """On 2 rows of 3: pixel 4 is the lower middle; pixel 0, a corner, reflects at both borders."""
+    found = search._neighbourhood(torch.tensor([4, 0]), 2, 3)
+    assert found.tolist() == [[4, 3, 1, 5, 1], [0, 1, 3, 1, 3]]
+
+
+def test_only_new_positions_are_scored() -> None:
+    memory = search._Memory(2, torch.device("cpu"))
+    places = torch.arange(14.0).view(7, 2)
+    first = places[None, [0, 1, 2, 1, 0]]  # the last two repeat earlier ones
+    scores, fresh = memory.recall(torch.tensor([1]), first)
+    assert fresh.tolist() == [[True, True, True, False, False]]
+    assert (scores == -torch.inf).all()
+    scores = torch.tensor([[10.0, 11.0, 12.0, -torch.inf, -torch.inf]])
+    memory.keep(torch.tensor([1]), first, scores, places[None, 3], torch.tensor([13.0]))
+    again = places[None, [3, 0, 5, 1, 5]]
+    scores, fresh = memory.recall(torch.tensor([1]), again)
+    assert scores.tolist() == [[13.0, 10.0, -torch.inf, 11.0, -torch.inf]]
+    assert fresh.tolist() == [[False, False, True, False, False]]
+    assert memory.recall(torch.tensor([0]), again)[1].sum() == 4  # another pixel knows nothing
+
+
+def test_remembered_scores_change_no_decision(small: NeMF, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, source = features(small, 1), features(small, 2, 24, 18)
+    targets = to_norm(torch.tensor([[3.3, 4.7], [20.0, 15.0], [25.0, 0.0]]), target.canvas)
+
+    def run() -> torch.Tensor:
+        return small.search(encoded, target, source, targets)
+
+    with torch.no_grad():
+        encoded = small.encode_pair(source, target)
+        found, queries = run(), queries_of(small, run)
+        monkeypatch.setattr(search._Memory, "keep", lambda *_: None)
+        forgetful, more = run(), queries_of(small, run)
+    # As rows of other products the same scores may differ in their last bit.
+    moved = (read_field(found, targets) - read_field(forgetful, targets)).abs()
+    assert (moved < 1e-6).all()
+    assert queries < 0.9 * more
+
+
+def test_a_dense_search_in_parts_is_the_same(small: NeMF, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, source = features(small, 1), features(small, 2)
+    with torch.no_grad():
+        encoded = small.encode_pair(source, target)
+        whole = small.search(encoded, target, source, None)
+        monkeypatch.setattr(search, "PIXELS_AT_ONCE", 100)
+        parts = small.search(encoded, target, source, None)
+    assert ((whole - parts).abs().amax(-1) < 1e-6).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("size", [(1, 7), (7, 1), (1, 1), (2, 2)])
+def test_the_smallest_images_are_searched(small: NeMF, size: tuple[int, int]) -> None:
+    target, source = features(small, 1, *size), features(small, 2)
+    (found,) = small.match([target], [source], [torch.zeros(1, 2)])
+    assert torch.isfinite(found.points).all()
+
+
+def test_random_numbers_are_those_of_splitmix() -> None:
+    """Against NumPy's unsigned arithmetic; a pixel's numbers do not depend on the others."""
+    seed, pixels = 2**64 - 12345, torch.tensor([0, 1, 77, 2_999_999])
+    found = counted_uniform(seed)(3, pixels)
+    counter = (3 << 40) + 2 * pixels.numpy()[:, None] + np.arange(2)
+    with np.errstate(over="ignore"):
+        z = counter.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = (z ^ (z >> np.uint64(31))) >> np.uint64(40)
+    np.testing.assert_array_equal(found.numpy(), z.astype(np.float32) / 2**24)
+    assert torch.equal(counted_uniform(seed)(3, pixels[2:]), found[2:])
+
+
+def test_random_numbers_are_uniform_and_unrelated() -> None:
+    pixels = torch.arange(100_000)
+    streams = [counted_uniform(s)(i, pixels).flatten() for s, i in ((1, 0), (1, 1), (2, 0))]
+    for u in streams:
+        assert 0 <= u.min() < 1e-4
+        assert 1 - 1e-4 < u.max() < 1
+        assert abs(u.mean() - 0.5) < 0.005
+        assert abs(u.var() - 1 / 12) < 0.002
+    pairs = torch.stack([*streams, streams[0].roll(1), streams[0].roll(2)])
+    assert (torch.corrcoef(pairs) - torch.eye(5)).abs().max() < 0.01
 
 
 def test_the_search_improves_the_scores(small: NeMF) -> None:
@@ -203,6 +329,19 @@ def test_answers_do_not_depend_on_the_order_of_pairs(small: NeMF) -> None:
     assert not torch.equal(
         other.eval().match([images[0]], [images[1]], [points])[0].points, forward[0]
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_answers(small: NeMF) -> None:
+    twin = NeMF(**SMALL, iterations=4).eval()
+    twin.load_state_dict(small.state_dict())
+    points = torch.from_numpy(np.random.default_rng(0).uniform(0, 19, (20, 2)).astype(np.float32))
+    answers = []
+    for matcher in (small, twin.cuda()):
+        a, b = features(matcher, 1), features(matcher, 2)
+        answers.append(matcher.match([a], [b], [points])[0].points.cpu())
+    # The random numbers are the same; only near ties may fall the other way.
+    assert (answers[0] - answers[1]).abs().amax(1).median() < 0.01
 
 
 # -- checkpoints ----------------------------------------------------------------------------------
@@ -338,6 +477,57 @@ def test_the_optimised_keypoints_are_the_official_ones(
         )
         found = to_pixels(end, source.canvas).numpy()
         np.testing.assert_allclose(found, golden[f"optfast_{name}_kps"][0].T, atol=1e-3)
+
+
+@pytest.mark.real
+def test_the_learning_rates_are_the_official_ones(golden: dict[str, np.ndarray]) -> None:
+    rates = [learning_rate(step) for step in range(20)]
+    np.testing.assert_allclose(rates, golden["optfast_lr_per_epoch"], rtol=1e-6)
+
+
+@pytest.mark.real
+def test_training_logits_are_the_official_ones(
+    official: NeMF, golden: dict[str, np.ndarray], pair: Any
+) -> None:
+    """The field at the official candidates: of each source keypoint, then of each target one."""
+    source, target, encoded, _ = pair
+    with torch.no_grad():
+        volumes = [encoded.volume, official.encode_pair(target, source).volume]
+    for k, volume in enumerate(volumes):
+        src, trg = (
+            torch.from_numpy(golden[f"train_{side}_kps"][k].T).float() / 511 * 2 - 1
+            for side in ("src", "trg")
+        )
+        trg_candidates, src_candidates = (
+            torch.from_numpy(golden[name][k]).float()
+            for name in ("train_sampled_trg", "train_sampled_src_reverse")
+        )
+        sources = torch.cat([src[:, None].expand(-1, 100, -1), src_candidates]).reshape(-1, 2)
+        targets = torch.cat([trg_candidates, trg[:, None].expand(-1, 100, -1)]).reshape(-1, 2)
+        with torch.no_grad():
+            side = official.mlp_model.at_targets(targets, 16)
+            logits = official.mlp_model.score(volume, sources, side, torch.arange(len(targets)))
+        np.testing.assert_allclose(
+            logits.view(10, 100).numpy(), golden["train_logits"][k], atol=5e-5
+        )
+
+
+@pytest.mark.real
+def test_optimisation_from_the_official_field(official: NeMF, shared: Path) -> None:
+    """Given the official field, every final keypoint agrees; no decision can have flipped."""
+    drawn = golden_module(shared, "inputs").get("s64")
+    with np.load(shared / "goldens" / "nemf_infer_s64.npz") as file:
+        golden = dict(file.items())
+    (source,) = official.encode([Image.from_pixels(drawn["src_img"])], "reference")
+    (target,) = official.encode([Image.from_pixels(drawn["trg_img"])], "query")
+    with torch.no_grad():
+        volume = official.encode_pair(source, target).volume
+    targets = to_norm(torch.from_numpy(drawn["trg_kps"].T.copy()), target.canvas)
+    field = torch.from_numpy(golden["pm_corr"][0]).permute(1, 2, 0)
+    begin = read_field(field, targets)
+    end = optimise(official.mlp_model, volume, 16, begin, targets, alpha=0.1, official=True)
+    found = to_pixels(end, source.canvas).numpy()
+    np.testing.assert_allclose(found, golden["kps"][0].T, atol=1e-3)
 
 
 @pytest.mark.real

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemf import onednn
 from nemf.field.embedding import CostEmbedding
 
-ROWS_AT_ONCE = 4096  # keeps a layer's activations in the processor's cache
+QUERIES_AT_ONCE = 1024  # keeps a layer's activations in the processor's cache
 
 
 class HarmonicEmbedding(nn.Module):
@@ -35,7 +36,7 @@ class _ResidualBlock(nn.Module):
         self.fc_0, self.fc_1 = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.fc_1(torch.relu(self.fc_0(torch.relu(x))))
+        return x + self.fc_1(self.fc_0(torch.relu(x)).relu_())
 
 
 class _MLP(nn.Module):
@@ -47,9 +48,13 @@ class _MLP(nn.Module):
         self.fc_out = nn.Linear(width, 1)
 
     def forward(self, x: Tensor, costs: Tensor) -> Tensor:
+        """(N,) logits from the embedded points ``x`` (N, width) and ``costs`` (N, channels)."""
+        return onednn.apply(self.layers, x, costs)[:, 0]
+
+    def layers(self, x: Tensor, costs: Tensor) -> Tensor:
         for fc_c, block in zip(self.fc_c, self.blocks, strict=True):
             x = block(x + fc_c(costs))
-        return self.fc_out(torch.relu(x)).squeeze(-1)
+        return self.fc_out(torch.relu(x))
 
 
 class MatchingField(nn.Module):
@@ -87,15 +92,20 @@ class MatchingField(nn.Module):
         """
         parts = [
             self._score(volume, s, side, r)
-            for s, r in zip(sources.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True)
+            for s, r in zip(
+                sources.split(QUERIES_AT_ONCE), rows.split(QUERIES_AT_ONCE), strict=True
+            )
         ]
         return torch.cat(parts) if parts else sources.new_zeros(0)
 
     def _score(self, volume: Tensor, sources: Tensor, side: TargetSide, rows: Tensor) -> Tensor:
         mlp = self.mlp[0]
-        costs = look_up(volume, sources, side.cells[rows], side.weights[rows], side.size)
+        cells, weights, embedded = (
+            x.index_select(0, rows) for x in (side.cells, side.weights, side.embedded)
+        )
+        costs = look_up(volume, sources, cells, weights, side.size)
         start = F.linear(self.harmonic(sources), mlp.fc_p.weight[:, :42], mlp.fc_p.bias)
-        return mlp(start + side.embedded[rows], costs)
+        return mlp(start + embedded, costs)
 
 
 class TargetSide:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,14 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemf.aggregation import Aggregator, correlate, mutual_filter, soft_argmax, unit
+from nemf import onednn
+from nemf.aggregation import Aggregator, mutual_filter, soft_argmax, unit
 from nemf.backbones import ResNet, build_backbone, check_ids, normalise, tap_table
 from nemf.cards import MatcherCard
 from nemf.checkpoints import fitting_state, read_state
 from nemf.errors import NemfError, WeightsNotFound
 from nemf.field.embedding import pyramid_embedding
 from nemf.field.field import MatchingField
-from nemf.field.search import initial_field, optimise, patch_match, read_field
+from nemf.field.search import (
+    Uniform,
+    counted_uniform,
+    initial_field,
+    optimise,
+    patch_match,
+    read_field,
+)
 from nemf.geometry import to_norm, to_pixels
 from nemf.matcher import Matcher, Role
 from nemf.pairs import Image, Matches, Size
@@ -225,7 +233,10 @@ class NeMF(Matcher):
 
     def levels(self, frames: Tensor) -> list[Tensor]:
         """Taps (B, C, h, w) of the trunk at their own resolutions."""
-        return self.feature_extraction.backbone.taps(frames, self.layers)
+        trunk = self.feature_extraction.backbone
+        if not onednn.takes(frames):
+            return trunk.taps(frames, self.layers)
+        return [tap.to_dense() for tap in trunk.taps(frames.to_mkldnn(), self.layers)]
 
     def project(self, levels: Sequence[Tensor]) -> Tensor:
         """(B, L, S, proj_dim): appearance at the positions of the common grid."""
@@ -239,9 +250,8 @@ class NeMF(Matcher):
         embedded = []
         pairs = zip(self.corr_embedder, source.levels, target.levels, strict=True)
         for embedder, src, trg in pairs:
-            src, trg = src[None].to(self.device), trg[None].to(self.device)
-            volume = correlate(src, trg).view(1, 1, *src.shape[2:], *trg.shape[2:])
-            embedded.append(embedder(volume).flatten(4).flatten(2, 3))
+            volume = embedder.of_features(src[None].to(self.device), trg[None].to(self.device))
+            embedded.append(volume.flatten(4).flatten(2, 3))
         return mutual_filter(torch.cat(embedded, 1))
 
     def refine(self, cost: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -312,15 +322,13 @@ class NeMF(Matcher):
             alpha=self.alpha,
         )
 
-    def _uniform(self, target: NeMFFeatures, source: NeMFFeatures) -> Callable[[], Tensor]:
-        """Draws (H, W, 2): from the pair's own stream, or from torch's global one if official."""
-        height, width = target.canvas
+    def _uniform(self, target: NeMFFeatures, source: NeMFFeatures) -> Uniform:
+        """The pair's own random numbers, or torch's global ones if official."""
         if self.official:
-            return lambda: torch.rand(1, height, width, 2, device=self.device)[0]
+            shape = (1, *target.canvas, 2)  # drawn whole, to stay in step with the official stream
+            return lambda _, pixels: torch.rand(shape, device=self.device).view(-1, 2)[pixels]
         text = f"{self.seed} {target.hash} {source.hash}".encode()
-        seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") % 2**63
-        generator = torch.Generator().manual_seed(seed)
-        return lambda: torch.rand(height, width, 2, generator=generator).to(self.device)
+        return counted_uniform(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, int | float]:
