@@ -204,7 +204,8 @@ def make_synthetic_command(root: Path, seed: int, preset: str) -> None:
 def queries_command(dataset: str, file: Path, split: str, protocol: str, data: Path | None) -> None:
     """Write the questions of a dataset as CSV, for a method outside this suite to answer."""
     from experiments.jobs import open_dataset
-    from nemf.predictions import query_list, write_text
+    from nemf.files import write_text
+    from nemf.predictions import query_list
     from nemf.scoring import get_protocol
 
     opened = open_dataset(dataset, _need(data, "--data"), split)

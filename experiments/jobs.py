@@ -15,7 +15,8 @@ from nemf.datasets import dataset_class
 from nemf.datasets.index import PairDataset
 from nemf.datasets.synthetic import synthetic_marker
 from nemf.errors import NemfError, WeightsNotFound
-from nemf.predictions import Predictions, write_text
+from nemf.files import write_text
+from nemf.predictions import Predictions
 from nemf.scoring import Protocol, get_protocol
 from reports.records import current_predictions, make_record, score_pairs, write_record
 from reports.tables import TableSpec

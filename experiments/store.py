@@ -14,17 +14,16 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from nemf.errors import NemfError
-from nemf.predictions import FILE_NAME, Predictions, write_text, write_whole
+from nemf.files import claimed, write_text, write_whole
+from nemf.predictions import FILE_NAME, Predictions
 
 log = logging.getLogger(__name__)
 
@@ -54,28 +53,16 @@ class Cell:
         """Whether the prediction file is there and whole; a damaged one is predicted anew."""
         if not self.file.exists():
             return False
-        if _readable(self.file):
-            return True
-        log.warning("%s is damaged: predicting it anew", self.file)
-        return False
+        try:
+            Predictions.read(self.file)
+        except NemfError as problem:
+            log.warning("predicting anew: %s", problem)
+            return False
+        return True
 
-    @contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self) -> AbstractContextManager[None]:
         """Holds the cell for this process; NemfError if another one does. Freed if it dies."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock", timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise NemfError(f"{self.folder}: another process is predicting this cell") from None
-        except OSError as problem:
-            raise NemfError(
-                f"{self.folder}: cannot be written ({problem.strerror}); choose another OUT="
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        return claimed(self.folder, ".lock", "another process is predicting this cell")
 
     def finished_chunks(self) -> set[int]:
         """Numbers of the chunks that are committed and whole. Leftovers of killed writers, damaged

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 import experiments.classification  # noqa: F401  (registers its dataset, model and metric)
 from experiments.configurations import load_config
 from nemf.errors import NemfError
-from nemf.predictions import write_whole
+from nemf.files import write_whole
 
 # What MMEngine puts into a checkpoint of its own beside tensors; all of it is plain data.
 _OWN_CHECKPOINTS = [

@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nemf.errors import NemfError
+from nemf.files import write_whole
 from nemf.pairs import FLAGS, OrientedPair, Plan
 
 if TYPE_CHECKING:
@@ -140,38 +140,6 @@ class Predictions:
             path,
             lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True),
         )
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a temporary path in the same folder, then renames it to ``path``.
-
-    NemfError naming the path if the folder cannot be written or the disk is full; nothing is left.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as problem:
-        reason = problem.strerror or str(problem)
-        raise NemfError(
-            f"{path}: cannot be written ({reason}); choose another OUT= folder"
-        ) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all (see :func:`write_whole`)."""
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def prediction_table(

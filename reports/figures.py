@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nemf.errors import NemfError
-from nemf.predictions import write_whole
+from nemf.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 
 from nemf.errors import NemfError
+from nemf.files import write_text
 from nemf.geometry import snap_to_grid
 from nemf.pairs import FLAGS
-from nemf.predictions import FILE_NAME, Predictions, write_text
+from nemf.predictions import FILE_NAME, Predictions
 from nemf.scoring import Protocol, check_alphas, check_errors, correct, errors_px, lengths_px
 from reports.statistics import dyadic_mean
 

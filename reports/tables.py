@@ -18,7 +18,7 @@ import yaml
 
 from nemf.datasets import dataset_class
 from nemf.errors import NemfError
-from nemf.predictions import write_text
+from nemf.files import write_text
 from nemf.scoring import check_alphas, get_protocol
 
 PUBLISHED = Path(__file__).parent / "published"

@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import distributions
@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
 from nemf.errors import NemfError
+from nemf.files import claimed
 from nemf.pairs import FLAGS
 from nemf.predictions import Predictions
 from reports.records import alpha_name, current_predictions, read_record
@@ -549,23 +548,10 @@ def _check_sqlite(uri: str) -> None:
         connection.rollback()
 
 
-@contextmanager
-def _claim(out: Path) -> Iterator[None]:
+def _claim(out: Path) -> AbstractContextManager[None]:
     """One publisher per output folder: two at once would both find a run missing and make it."""
-    lock = FileLock(out / ".publish.lock", timeout=_LOCK_TIMEOUT_S)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise NemfError(f"{out}: another process has been publishing for long; stop it") from None
-    except OSError as problem:
-        raise NemfError(
-            f"{out}: cannot be written ({problem.strerror}); choose another OUT="
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    busy = "another process has been publishing for long; stop it"
+    return claimed(out, ".publish.lock", busy, timeout_s=_LOCK_TIMEOUT_S)
 
 
 @contextmanager

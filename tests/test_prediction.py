@@ -474,3 +474,15 @@ def test_a_changed_matcher_has_a_name_of_its_own() -> None:
     assert config.label == "copy (floor)"
     relabel(config, {"model.layers": (2,), "model.weights": "/a/b/c.pth"})
     assert config.label == "copy (floor) [layers=(2,), weights=c.pth]"
+
+
+def test_a_flipped_bit_in_a_prediction_file_is_noticed(
+    tiny_pfwillow: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_pfwillow()
+    file = run("copy/pfwillow", root, tmp_path)
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 3] ^= 1  # in a page of values: readable, but not what was written
+    file.write_bytes(damaged)
+    assert run("copy/pfwillow", root, tmp_path).read_bytes() == whole

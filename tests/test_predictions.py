@@ -21,6 +21,7 @@ from nemf.datasets.index import PairDataset
 from nemf.datasets.pfwillow import PFWillow
 from nemf.datasets.spair import SPair71k
 from nemf.errors import NemfError
+from nemf.files import write_text, write_whole
 from nemf.pairs import FLAGS, Plan
 from nemf.predictions import (
     FORMAT,
@@ -30,8 +31,6 @@ from nemf.predictions import (
     prediction_table,
     query_list,
     read_external,
-    write_text,
-    write_whole,
 )
 from nemf.scoring import get_protocol
 from reports.records import score_pairs
