@@ -17,13 +17,15 @@ from nemf.aggregation import Aggregator, correlate, mutual_filter, soft_argmax, 
 from nemf.backbones import (
     ResNet,
     build_backbone,
+    check_finite,
     check_ids,
+    fitting_model,
     normalise,
     tap_table,
 )
 from nemf.cards import MatcherCard
-from nemf.checkpoints import fitting_state, read_state
-from nemf.errors import NemfError, WeightsNotFound
+from nemf.checkpoints import check_sources, read_state
+from nemf.errors import NemfError
 from nemf.geometry import squash, unsquash
 from nemf.matcher import Matcher, Role
 from nemf.pairs import Image, Matches, Size
@@ -112,7 +114,7 @@ class CATs(Matcher):
         self.layers = check_ids(backbone, layers)
         self.official = official
         self.input_size = input_size
-        _check_sources(weights, init, backbone_weights)
+        check_sources("cats", weights, init, backbone_weights)
         given = {
             "feature_size": feature_size,
             "proj_dim": proj_dim,
@@ -135,8 +137,10 @@ class CATs(Matcher):
             self._build_head(backbone, heads, sizes)
             self.feature_extraction.backbone = ResNet(backbone, self.layers[-1])
         if weights is not None:
-            self.load_state_dict(_fitting_state(Path(weights), state, self), assign=True)
-            self.feature_extraction.backbone.freeze()
+            trunk = self.feature_extraction.backbone
+            fitting = fitting_model(Path(weights), state, self, trunk, TRUNK, "this CATs")
+            self.load_state_dict(fitting, assign=True)
+            trunk.freeze()
         else:
             trunk_init = init if backbone_weights is None else None
             self.feature_extraction.backbone = build_backbone(
@@ -208,11 +212,7 @@ class CATs(Matcher):
     def _encode(self, image: Image) -> CATsFeatures:
         levels = self.levels(self._frame(image))
         projected = self.project(levels)
-        if not torch.isfinite(projected).all():
-            raise NemfError(
-                f"the features of image {image.hash[:12]} are not finite: the weights are damaged "
-                "or their values too large"
-            )
+        check_finite(projected, image)
         return CATsFeatures(
             levels=[unit(x)[0].flatten(1) for x in levels],
             projected=projected[0],
@@ -269,25 +269,6 @@ class CATs(Matcher):
         self.y_normal = nn.Parameter(torch.linspace(-1, 1, self.feature_size))
 
 
-def _check_sources(
-    weights: str | Path | None, init: str | None, backbone_weights: str | Path | None
-) -> None:
-    if init not in (None, "random"):
-        raise NemfError(f"init must be 'random' or left out, not {init!r}")
-    if weights is None and init is None:
-        raise WeightsNotFound(
-            "no weights for cats: pass weights=FILE (the authors' model_best.pth or a checkpoint "
-            "of ours) or init='random'"
-        )
-    if weights is not None and init is not None:
-        raise NemfError(f"give either weights={str(weights)!r} or init='random', not both")
-    if weights is not None and backbone_weights is not None:
-        raise NemfError(
-            f"backbone_weights={str(backbone_weights)!r} goes with init='random' only: "
-            f"{weights} holds a trunk of its own"
-        )
-
-
 def _sizes(
     path: Path,
     state: dict[str, Tensor],
@@ -321,13 +302,3 @@ def _sizes(
         if value != found[name]:
             raise NemfError(f"{path} has {name} {found[name]}, not {value}: leave {name} out")
     return found
-
-
-def _fitting_state(path: Path, state: dict[str, Tensor], model: CATs) -> dict[str, Tensor]:
-    """The tensors of a file that ``model`` needs, float32; NemfError if it does not fit."""
-    wanted = model.state_dict()
-    with torch.device("meta"):
-        whole_trunk = ResNet(model.feature_extraction.backbone.name).state_dict()
-    known = wanted.keys() | {TRUNK + key for key in whole_trunk}
-    unexpected = [k for k in state if k not in known and not k.startswith(f"{TRUNK}fc.")]
-    return fitting_state(path, state, wanted, unexpected=unexpected, holds="this CATs")

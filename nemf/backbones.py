@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import urllib.error
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from nemf.checkpoints import fitting_state, is_counter, one_line, read_state
 from nemf.datasets.index import default_cache
 from nemf.errors import NemfError, WeightsNotFound
-from nemf.pairs import check_pixels
+from nemf.pairs import Image, check_pixels
 
 log = logging.getLogger(__name__)
 
@@ -360,6 +360,37 @@ def _fitting_state(path: Path, model: ResNet) -> dict[str, Tensor]:
         holds=f"{model.name} up to layer id {model.upto}",
         remark=". " + _resemblance(state, model.name),
     )
+
+
+def fitting_model(
+    path: Path,
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    trunk: ResNet,
+    prefix: str,
+    holds: str,
+    dropped: tuple[str, ...] = (),
+) -> dict[str, Tensor]:
+    """The tensors of a whole model's checkpoint that ``model`` needs, float32.
+
+    Its ``trunk`` lies under ``prefix``; layers of the trunk that are deeper than the model's, the
+    trunk's classifier and keys that begin with one of ``dropped`` may be there and are left out.
+    NemfError "<path> does not hold <holds>" for anything else that does not fit.
+    """
+    wanted = model.state_dict()
+    known = wanted.keys() | {prefix + key for key in _shapes(trunk.name)}
+    may_be_there = (f"{prefix}fc.", *dropped)
+    unexpected = [k for k in state if k not in known and not k.startswith(may_be_there)]
+    return fitting_state(path, state, wanted, unexpected=unexpected, holds=holds)
+
+
+def check_finite(features: Tensor, image: Image) -> None:
+    """NemfError naming the image if its features are not all finite."""
+    if not torch.isfinite(features).all():
+        raise NemfError(
+            f"the features of image {image.hash[:12]} are not finite: the weights are damaged or "
+            "their values too large"
+        )
 
 
 def _resemblance(state: dict[str, Tensor], asked: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemf.errors import NemfError
+from nemf.errors import NemfError, WeightsNotFound
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -26,6 +26,28 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise NemfError(f"{path}: holds no state dict (tensors by name, bare or in 'state_dict')")
     return state
+
+
+def check_sources(
+    method: str, weights: str | Path | None, init: str | None, backbone_weights: str | Path | None
+) -> None:
+    """The weights of a whole model come from ``weights`` or from ``init="random"``, with which
+    ``backbone_weights`` may give the trunk. WeightsNotFound if there is neither, NemfError for
+    any other combination."""
+    if init not in (None, "random"):
+        raise NemfError(f"init must be 'random' or left out, not {init!r}")
+    if weights is None and init is None:
+        raise WeightsNotFound(
+            f"no weights for {method}: pass weights=FILE (the authors' model_best.pth or a "
+            "checkpoint of ours) or init='random'"
+        )
+    if weights is not None and init is not None:
+        raise NemfError(f"give either weights={str(weights)!r} or init='random', not both")
+    if weights is not None and backbone_weights is not None:
+        raise NemfError(
+            f"backbone_weights={str(backbone_weights)!r} goes with init='random' only: "
+            f"{weights} holds a trunk of its own"
+        )
 
 
 def fitting_state(

@@ -14,12 +14,20 @@ from torch import Tensor, nn
 
 from nemf import onednn
 from nemf.aggregation import Aggregator, mutual_filter, soft_argmax, unit
-from nemf.backbones import ResNet, build_backbone, check_ids, normalise, tap_table
+from nemf.backbones import (
+    ResNet,
+    build_backbone,
+    check_finite,
+    check_ids,
+    fitting_model,
+    normalise,
+    tap_table,
+)
 from nemf.cards import MatcherCard
-from nemf.checkpoints import fitting_state, read_state
-from nemf.errors import NemfError, WeightsNotFound
+from nemf.checkpoints import check_sources, read_state
+from nemf.errors import NemfError
 from nemf.field.embedding import pyramid_embedding
-from nemf.field.field import MatchingField
+from nemf.field.field import HarmonicEmbedding, MatchingField
 from nemf.field.search import (
     Uniform,
     counted_uniform,
@@ -118,15 +126,7 @@ class NeMF(Matcher):
         self.iterations, self.alpha, self.optimise = iterations, alpha, optimise
         if iterations < 0 or not alpha > 0:
             raise NemfError(f"iterations={iterations} must be >= 0 and alpha={alpha} positive")
-        if init not in (None, "random"):
-            raise NemfError(f"init must be 'random' or left out, not {init!r}")
-        if weights is None and init is None:
-            raise WeightsNotFound(
-                "no weights for nemf: pass weights=FILE (the authors' model_best.pth or a "
-                "checkpoint of ours) or init='random'"
-            )
-        if weights is not None and (init or backbone_weights):
-            raise NemfError(f"weights={str(weights)!r} hold everything: leave out init and trunk")
+        check_sources("nemf", weights, init, backbone_weights)
         state = read_state(Path(weights)) if weights is not None else {}
         sizes = _sizes(state)
         given = {"proj_dim": proj_dim, "depth": depth, "mlp_ratio": mlp_ratio}
@@ -140,16 +140,17 @@ class NeMF(Matcher):
             self._build_head(backbone, heads, sizes)
             self.feature_extraction.backbone = ResNet(backbone, self.layers[-1])
         if weights is not None:
-            self._materialise()
-            self.load_state_dict(_fitting(Path(weights), state, self), assign=True)
-            self.feature_extraction.backbone.freeze()
+            trunk, dropped = self.feature_extraction.backbone, (DEAD_TRUNK,)
+            fitting = fitting_model(Path(weights), state, self, trunk, TRUNK, "this NeMF", dropped)
+            self.load_state_dict(fitting, assign=True)
+            trunk.freeze()
         else:
-            trunk = init if backbone_weights is None else None
+            trunk_init = init if backbone_weights is None else None
             self.feature_extraction.backbone = build_backbone(
-                backbone, backbone_weights, trunk, upto=self.layers[-1]
+                backbone, backbone_weights, trunk_init, upto=self.layers[-1]
             )
-            self._materialise()
             self._draw_head()
+        self.mlp_model.harmonic = HarmonicEmbedding()  # in no checkpoint, so still without values
 
     @property
     def couples_pairs(self) -> bool:
@@ -181,17 +182,12 @@ class NeMF(Matcher):
             raise NemfError(f"layers {self.layers} of {backbone}: {problem}") from None
         self.mlp_model = MatchingField(channels)
 
-    def _materialise(self) -> None:
-        """Brings what no checkpoint holds (the frequencies) off the meta device."""
-        self.mlp_model.harmonic = type(self.mlp_model.harmonic)()
-
     @torch.no_grad()
     def _draw_head(self) -> None:
         """Random weights from a fixed seed, as torch's layers begin; fc_1 starts at zero."""
         generator = torch.Generator().manual_seed(0)
         self.decoder.to_empty(device="cpu").initialise(generator)
         for part in (self.proj, self.corr_embedder, self.mlp_model):
-            harmonic = getattr(part, "harmonic", None)
             part.to_empty(device="cpu")
             part.is_random = True
             for module in part.modules():
@@ -202,8 +198,6 @@ class NeMF(Matcher):
                     bound = (module.weight[0].numel()) ** -0.5
                     for parameter in (module.weight, module.bias):
                         parameter.uniform_(-bound, bound, generator=generator)
-            if harmonic is not None:
-                self._materialise()
         for block in self.mlp_model.mlp[0].blocks:
             block.fc_1.weight.zero_()
         for name in ("x_normal", "y_normal"):
@@ -219,11 +213,7 @@ class NeMF(Matcher):
     def _encode(self, image: Image) -> NeMFFeatures:
         levels = self.levels(self.frame(image))
         projected = self.project(levels)
-        if not torch.isfinite(projected).all():
-            raise NemfError(
-                f"the features of image {image.hash[:12]} are not finite: the weights are damaged "
-                "or their values too large"
-            )
+        check_finite(projected, image)
         return NeMFFeatures([unit(x)[0] for x in levels], projected[0], image.canvas, image.hash)
 
     def frame(self, image: Image) -> Tensor:
@@ -342,13 +332,3 @@ def _sizes(state: dict[str, Tensor]) -> dict[str, int | float]:
     if hidden is not None:
         sizes["mlp_ratio"] = hidden.shape[0] / hidden.shape[1]
     return sizes
-
-
-def _fitting(path: Path, state: dict[str, Tensor], model: NeMF) -> dict[str, Tensor]:
-    wanted = model.state_dict()
-    with torch.device("meta"):
-        trunk = ResNet(model.feature_extraction.backbone.name).state_dict()
-    known = wanted.keys() | {TRUNK + key for key in trunk}
-    dropped = (f"{TRUNK}fc.", DEAD_TRUNK)
-    unexpected = [k for k in state if k not in known and not k.startswith(dropped)]
-    return fitting_state(path, state, wanted, unexpected=unexpected, holds="this NeMF")
