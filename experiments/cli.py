@@ -339,12 +339,11 @@ def score_command(
         file = _adopt(file, dataset, name, split, _need(data, "--data"), out, chosen)
     meta = Predictions.read(file, ["pair"]).meta
     if not chosen:
-        fits = [
+        chosen = [
             p
             for p in available_protocols().values()
             if str(p.plan.for_layout(meta["layout"])) == meta["plan"]
         ]
-        chosen = fits
     grids = (oracle_grid,) if oracle_grid else ()
     records = list(score_file(file, chosen, values, grids))
     if as_json:
@@ -416,7 +415,7 @@ def _interval(entry: dict[str, Any]) -> str:
 @_OUT
 def table_command(name: str, synthetic: bool | None, use_mlflow: bool, out: Path) -> None:
     """Make table NAME (1, or a specification file) from the records in --out."""
-    from experiments.jobs import last_job, table_spec
+    from experiments.jobs import last_job, missing_sentences, table_spec
     from reports.records import current_records
     from reports.tables import build_table
 
@@ -430,9 +429,8 @@ def table_command(name: str, synthetic: bool | None, use_mlflow: bool, out: Path
             raise NemfError(f"{out} holds real and synthetic records: say --real or --synthetic")
     order = _row_order(spec.matchers["synthetic" if synthetic else "real"])
     records.sort(key=lambda r: order.get(r["predictions"]["matcher"]["label"], len(order)))
-    metas = [r["predictions"] for r in records if r["predictions"]["synthetic"] == synthetic]
-    there = {m["title"] for m in metas} | {m["matcher"]["label"] for m in metas}
-    missing = [sentence for about, sentence in job["missing"].items() if about not in there]
+    shown = [record for record in records if record["predictions"]["synthetic"] == synthetic]
+    missing = missing_sentences(job, shown)
     table = build_table(spec, records, synthetic=synthetic, missing=missing)
     files = table.write(out / spec.name)
     click.echo(table.markdown())

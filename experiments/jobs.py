@@ -93,13 +93,13 @@ def predict_table(
     available = find_datasets(spec, data)
     missing = dict(available.missing)
     names = matchers or spec.matchers["synthetic" if available.synthetic else "real"]
-    cells = []
+    cards, cells = available_matchers(), []
     for matcher in names:
         for dataset in available.datasets:
             config = load_config(f"{matcher}/{dataset}", dict(options))
             relabel(config, options)
             config.dataset.split = spec.split
-            card = available_matchers()[config.model.type]
+            card = cards[config.model.type]
             layout = dataset_class(dataset).layout
             protocols = protocols_of(spec, card.official_protocol)
             for plan in dict.fromkeys(p.plan.for_layout(layout) for p in protocols):
@@ -117,6 +117,13 @@ def predict_table(
             log.warning("%s is left out: %s", matcher, problem)
     job = {"synthetic": available.synthetic, "missing": missing}
     write_text(out / spec.name / "job.json", json.dumps(job, indent=1) + "\n")
+
+
+def missing_sentences(job: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
+    """What a job left out, less the datasets and matchers that ``records`` show all the same."""
+    metas = [record["predictions"] for record in records]
+    there = {meta["title"] for meta in metas} | {meta["matcher"]["label"] for meta in metas}
+    return [sentence for about, sentence in job["missing"].items() if about not in there]
 
 
 def last_job(spec: TableSpec, out: Path) -> dict[str, Any]:

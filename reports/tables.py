@@ -22,12 +22,6 @@ from nemf.files import write_text
 from nemf.scoring import check_alphas, get_protocol
 
 PUBLISHED = Path(__file__).parent / "published"
-_TITLES = {
-    "spair": "SPair-71k",
-    "pfpascal": "PF-PASCAL",
-    "pfwillow": "PF-WILLOW",
-    "animalpose": "AnimalPose",
-}
 _UNNUMBERED = re.compile(r"^Table \d+: ")  # LaTeX numbers tables itself
 _BASES = {"bbox": "bbox", "image": "img", "kps_extent": "bbox-kp", "kps_extent_padded": "bbox-kp"}
 
@@ -407,7 +401,7 @@ def _one_method_per_label(records: Sequence[dict[str, Any]]) -> None:
 
 
 def _heading(dataset: str, records: Sequence[dict[str, Any]], synthetic: bool) -> str:
-    title = _TITLES.get(dataset, dataset)
+    title = dataset_class(dataset).title
     mine = [r for r in records if r["predictions"]["dataset"] == dataset]
     if not mine:
         base = {"spair": "bbox", "pfpascal": "img", "pfwillow": "bbox-kp"}.get(dataset, "")

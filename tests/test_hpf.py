@@ -27,9 +27,9 @@ from nemf.datasets.index import PairDataset
 from nemf.datasets.pfwillow import PFWillow
 from nemf.errors import NemfError
 from nemf.matcher import build_matcher
-from nemf.pairs import Image, Plan
-from nemf.scoring import correct, errors_px, get_protocol, lengths_px, pck
-from tests.conftest import golden_module
+from nemf.pairs import Image
+from nemf.scoring import correct, errors_px, get_protocol, lengths_px
+from tests.conftest import golden_module, willow_pck
 
 SMALL = {"backbone": "resnet_small", "layers": (2, 4, 5, 6), "init": "random"}
 
@@ -495,21 +495,7 @@ def test_official_scores(golden: Golden, answers: dict[int, np.ndarray]) -> None
 @pytest.mark.real
 def test_pck_on_pfwillow(shared: Path) -> None:
     """ResNet-18, canonical PCK at .05/.10/.15, all 900 pairs."""
-    dataset = PFWillow(shared / "data")
     weights = shared / "weights" / "resnet18_imagenet_to_layer3.pth"
     matcher = HyperpixelFlow("resnet18", (4, 6), weights=weights).eval()
-    encoded, errors, lengths = {}, [], []
-    for pair in dataset:
-        oriented = pair.oriented(Plan("src2trg"))
-        for record in (oriented.query, oriented.reference):
-            if record.hash not in encoded:
-                image = Image(dataset.pixels(record), record.hash, record.size)
-                (encoded[record.hash],) = matcher.encode([image], "query")
-        q, r = encoded[oriented.query.hash], encoded[oriented.reference.hash]
-        (answer,) = matcher.match([q], [r], [torch.tensor(oriented.query_kps)])
-        truth = oriented.reference_kps
-        errors.append(np.linalg.norm(answer.points.numpy() - truth, axis=1))
-        lengths.append(np.full(len(truth), np.ptp(truth, axis=0).max()))
-    assert np.isfinite(errors).all()
-    got = [100 * pck(np.array(errors), np.array(lengths), a) for a in (0.05, 0.1, 0.15)]
+    got = willow_pck(matcher, shared)
     np.testing.assert_allclose(got, (30.0, 56.5, 72.8), atol=0.5)

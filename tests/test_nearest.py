@@ -14,8 +14,8 @@ from baselines.nearest import NearestFeatures, NearestNeighbour
 from nemf.datasets.pfwillow import PFWillow
 from nemf.errors import NemfError
 from nemf.matcher import build_matcher
-from nemf.pairs import Image, Matches, Plan
-from nemf.scoring import pck
+from nemf.pairs import Image, Matches
+from tests.conftest import willow_pck
 
 SMALL = {"backbone": "resnet_small", "init": "random"}
 
@@ -235,19 +235,5 @@ def test_cell_centres_show_no_bias_in_a_mirror(
 )
 def test_pck_on_pfwillow(resnet18: dict, shared: Path, keywords: dict, expected: tuple) -> None:
     """Canonical PCK at .05/.10/.15, all 900 pairs. (Copying gives 12.2/27.0/41.7.)"""
-    dataset = PFWillow(shared / "data")
-    matcher = NearestNeighbour(**resnet18, **keywords).eval()
-    encoded, errors, lengths = {}, [], []
-    for pair in dataset:
-        oriented = pair.oriented(Plan("src2trg"))
-        for record in (oriented.query, oriented.reference):
-            if record.hash not in encoded:
-                image = Image(dataset.pixels(record), record.hash, record.size)
-                (encoded[record.hash],) = matcher.encode([image], "query")
-        q, r = encoded[oriented.query.hash], encoded[oriented.reference.hash]
-        (answer,) = matcher.match([q], [r], [torch.tensor(oriented.query_kps)])
-        truth = oriented.reference_kps
-        errors.append(np.linalg.norm(answer.points.numpy() - truth, axis=1))
-        lengths.append(np.full(len(truth), np.ptp(truth, axis=0).max()))
-    got = [100 * pck(np.array(errors), np.array(lengths), a) for a in (0.05, 0.1, 0.15)]
+    got = willow_pck(NearestNeighbour(**resnet18, **keywords).eval(), shared)
     np.testing.assert_allclose(got, expected, atol=0.5)
