@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from nemf.aggregation import Aggregator, correlate, mutual_filter, soft_argmax, to_flow, unit
 from nemf.backbones import (
     ResNet,
-    build_backbone,
     check_finite,
     check_ids,
     fitting_model,
     normalise,
     tap_table,
+    trunk_of,
 )
 from nemf.cards import MatcherCard
 from nemf.checkpoints import check_sources, read_state
@@ -29,6 +29,7 @@ from nemf.errors import NemfError
 from nemf.geometry import squash, unsquash
 from nemf.matcher import Matcher, Role
 from nemf.pairs import Image, Matches, Size
+from nemf.supervision import PairBatch, end_point_error, flow_labels
 
 CARD = MatcherCard(
     name="cats",
@@ -79,9 +80,13 @@ class CATs(Matcher):
       configuration. Layers of the trunk deeper than ``layers`` and its classifier may be there or
       not; they are not kept. ``feature_size``, ``proj_dim``, ``depth`` and ``mlp_ratio`` are read
       from the tensors; given as keywords they must agree. ``heads`` cannot be read from them;
-    - ``init="random"``: drawn from a fixed seed; sizes that are not given are the paper's. The
-      trunk alone may then come from ``backbone_weights``, as for
-      :func:`nemf.backbones.build_backbone`.
+    - ``init``: "head" draws all but the trunk from ``init_seed``, sizes that are not given are the
+      paper's; the trunk comes from ``backbone_weights`` or from where
+      :func:`nemf.backbones.build_backbone` looks. "random" draws the trunk too, unless
+      ``backbone_weights`` gives it.
+
+    Training leaves the trunk as it is unless ``train_trunk``; its batch norms keep their
+    statistics either way (the official training let those of a "frozen" trunk drift).
 
     Points move in the frame of the image squashed to ``input_size``: x * input_size / width,
     without a half-pixel term, as in the official training labels. The cell in column c of jump j is
@@ -105,10 +110,12 @@ class CATs(Matcher):
         heads: int = 6,
         mlp_ratio: float | None = None,
         weights: str | Path | None = None,
-        init: Literal["random"] | None = None,
+        init: Literal["head", "random"] | None = None,
         backbone_weights: str | Path | None = None,
         official: bool = False,
         input_size: int = 256,
+        train_trunk: bool = False,
+        init_seed: int = 0,
     ) -> None:
         super().__init__()
         self.layers = check_ids(backbone, layers)
@@ -140,13 +147,11 @@ class CATs(Matcher):
             trunk = self.feature_extraction.backbone
             fitting = fitting_model(Path(weights), state, self, trunk, TRUNK, "this CATs")
             self.load_state_dict(fitting, assign=True)
-            trunk.freeze()
         else:
-            trunk_init = init if backbone_weights is None else None
-            self.feature_extraction.backbone = build_backbone(
-                backbone, backbone_weights, trunk_init, upto=self.layers[-1]
-            )
-            self._draw_head()
+            trunk = trunk_of(backbone, init, backbone_weights, self.layers[-1])
+            self.feature_extraction.backbone = trunk
+            self._draw_head(init_seed)
+        trunk.freeze(weights=not train_trunk)
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image], role: Role) -> list[CATsFeatures]:
@@ -180,6 +185,11 @@ class CATs(Matcher):
         flat = [x.flatten(2).transpose(1, 2) for x in levels]
         return torch.stack([proj(x) for proj, x in zip(self.proj, flat, strict=True)], 1)
 
+    def embed(self, frames: Tensor) -> tuple[list[Tensor], Tensor]:
+        """:meth:`levels` of unit length along C, and :meth:`project` of them as they are."""
+        levels = self.levels(frames)
+        return [unit(x) for x in levels], self.project(levels)
+
     def refine(
         self,
         src_levels: Sequence[Tensor],
@@ -209,15 +219,32 @@ class CATs(Matcher):
         read = F.grid_sample(flow[None], grid, padding_mode="border", align_corners=False)
         return points + read[0, :, 0].T * (self.input_size / self.feature_size)
 
+    def supervised(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Labelled cells."""
+        _, labelled = flow_labels(batch, self.feature_size, self.official)
+        return {"loss_flow": labelled.sum()}
+
+    def loss(
+        self, batch: PairBatch, counts: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The end-point error of the flow in cells, mean over the labelled ones (sec. 3.4).
+
+        The frames' side is ``input_size``. ``official`` labels as the official code does.
+        """
+        if batch.side_px != self.input_size:
+            raise NemfError(
+                f"frames of {batch.side_px} px do not suit input_size {self.input_size}"
+            )
+        flow = self.flow(self.refine(*self.embed(batch.src), *self.embed(batch.trg)))
+        labels, labelled = flow_labels(batch, self.feature_size, self.official)
+        count = (counts or {"loss_flow": labelled.sum()})["loss_flow"]
+        return {"loss_flow": end_point_error(flow, labels, labelled) / count.clamp_min(1)}
+
     def _encode(self, image: Image) -> CATsFeatures:
-        levels = self.levels(self._frame(image))
-        projected = self.project(levels)
+        levels, projected = self.embed(self._frame(image))
         check_finite(projected, image)
-        return CATsFeatures(
-            levels=[unit(x)[0].flatten(1) for x in levels],
-            projected=projected[0],
-            canvas=image.canvas,
-        )
+        flat = [level[0].flatten(1) for level in levels]
+        return CATsFeatures(flat, projected[0], canvas=image.canvas)
 
     def _frame(self, image: Image) -> Tensor:
         """(1, 3, input_size, input_size): the canvas, squashed by Pillow (it smooths)."""
@@ -256,9 +283,9 @@ class CATs(Matcher):
             raise NemfError(str(problem)) from None
 
     @torch.no_grad()
-    def _draw_head(self) -> None:
+    def _draw_head(self, seed: int) -> None:
         """Random weights; projections as a linear layer of torch begins."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         self.decoder.to_empty(device="cpu").initialise(generator)
         self.decoder.is_random = True
         for proj in self.proj.to_empty(device="cpu"):

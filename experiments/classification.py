@@ -15,10 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
-from mmengine.runner import Runner
+from mmengine.registry import DATASETS, METRICS, MODELS
 from PIL import Image as PILImage
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -38,7 +36,7 @@ class RenderedObjects(Dataset):
 
     ``per_class`` images of each class; ``split`` keeps training and validation seeds apart;
     ``side_px`` of the squares returned; ``augment``: random crop, mirror, colour and contrast,
-    drawn from (seed, ``epoch``, index), see :class:`TellEpoch`.
+    drawn from (seed, ``epoch``, index), see ``TellEpoch``.
     """
 
     def __init__(
@@ -103,14 +101,6 @@ def render_square(key: tuple[int, int, int, int]) -> np.ndarray:
     box = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
     part = PILImage.fromarray(shot.pixels).crop(box)
     return np.asarray(part.resize((_STORED_PX, _STORED_PX), PILImage.Resampling.BILINEAR))
-
-
-@HOOKS.register_module()
-class TellEpoch(Hook):
-    """Tells the training dataset the epoch: a resumed run draws what an unbroken one would."""
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        runner.train_dataloader.dataset.epoch = runner.epoch
 
 
 @MODELS.register_module()

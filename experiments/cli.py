@@ -264,12 +264,13 @@ def predict_command(
     click.echo(predict(loaded, data=data, out=out, plan=plan, progress=progress))
 
 
-def _find_weights(weights: Path | None, data: Path, download: bool) -> None:
+def _find_weights(weights: Path | None, data: Path | None, download: bool) -> None:
     """Tells the backbones where to look: --weights or $NEMF_WEIGHTS, else a folder ``weights`` in
     or beside the data root."""
     if weights is not None and not weights.is_dir():
         raise NemfError(f"{weights}: no such folder of weights")
-    candidates = [weights] if weights else [data / "weights", data.parent / "weights"]
+    beside = [data / "weights", data.parent / "weights"] if data else []
+    candidates = [weights] if weights else beside
     for folder in candidates:
         if folder.is_dir():
             os.environ["NEMF_WEIGHTS"] = str(folder)
@@ -510,14 +511,26 @@ def match_command(
 
 
 @main_group.command("train")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config")
+@_DATA
 @_OUT
+@_WEIGHTS
+@_DOWNLOAD
 @_OPTIONS
-def train_command(config: Path, out: Path, options: tuple[str, ...]) -> None:
-    """Train what the config file CONFIG describes; prints the checkpoint."""
+def train_command(
+    config: str,
+    data: Path | None,
+    out: Path,
+    weights: Path | None,
+    download: bool,
+    options: tuple[str, ...],
+) -> None:
+    """Train what CONFIG describes (a name in configs/training or a file), going on where a stopped
+    run left off; prints the file of the trained weights."""
     from experiments.training import train
 
-    click.echo(train(config, out, _parse_options(options)))
+    _find_weights(weights, data, download)
+    click.echo(train(config, out, _parse_options(options), data))
 
 
 @main_group.command("bench")

@@ -19,8 +19,8 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def config_names(kind: str) -> list[str]:
-    """Names of the "matchers" or "datasets" bases."""
-    return sorted(path.stem for path in (CONFIGS / kind).glob("*.py"))
+    """Names of the "matchers" or "datasets" bases, or of the "training" recipes."""
+    return sorted(path.stem for path in (CONFIGS / kind).glob("[!_]*.py"))
 
 
 def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
@@ -28,11 +28,8 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
 
     NemfError for an unknown name, a file that does not parse, or an option that does not fit.
     """
-    path = Path(name)
-    if path.suffix == ".py":
-        if not path.is_file():
-            raise NemfError(f"{path}: no such config file")
-        config = _parse(lambda: Config.fromfile(path), str(path))
+    if name.endswith(".py"):
+        config = _from_file(Path(name))
     else:
         matcher, _, dataset = name.partition("/")
         parts = {"matchers": matcher, "datasets": dataset}
@@ -45,13 +42,33 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
                 )
         bases = [CONFIGS / "runtime.py", *(CONFIGS / k / f"{p}.py" for k, p in parts.items())]
         config = _parse(lambda: _inherit(bases), name)
-    if options:
-        for key in options:
-            _check_key(config, key, name)
-        try:
-            config.merge_from_dict(options)
-        except (TypeError, KeyError, AssertionError, IndexError) as problem:
-            raise NemfError(f"--cfg-options {options} do not fit {name}: {problem}") from None
+    return _merged(config, options, name)
+
+
+def training_config(name: str, options: dict[str, Any] | None = None) -> Config:
+    """A training config by its name in ``configs/training`` or by path. Errors as for
+    :func:`load_config`."""
+    path = Path(name) if name.endswith(".py") else CONFIGS / "training" / f"{name}.py"
+    if not name.endswith(".py") and name not in config_names("training"):
+        known = ", ".join(config_names("training"))
+        raise NemfError(f"unknown training config {name!r}: choose {known}, or a path in .py")
+    return _merged(_from_file(path), options, name)
+
+
+def _from_file(path: Path) -> Config:
+    if not path.is_file():
+        raise NemfError(f"{path}: no such config file")
+    return _parse(lambda: Config.fromfile(path), str(path))
+
+
+def _merged(config: Config, options: dict[str, Any] | None, name: str) -> Config:
+    """``config`` with ``--cfg-options``."""
+    for key in options or {}:
+        _check_key(config, key, name)
+    try:
+        config.merge_from_dict(options or {})
+    except (TypeError, KeyError, AssertionError, IndexError) as problem:
+        raise NemfError(f"--cfg-options {options} do not fit {name}: {problem}") from None
     return config
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-import experiments.classification  # noqa: F401  (registers its dataset, model and metric)
-from experiments.configurations import load_config
+import experiments.classification
+import experiments.matcher_training  # noqa: F401  (registers dataset, model, loop, optim wrapper)
+from experiments.configurations import training_config
+from experiments.provenance import code_fingerprint, code_state, library_versions
 from nemf.errors import NemfError
-from nemf.files import write_whole
+from nemf.files import claimed, write_text, write_whole
+from nemf.matcher import build_matcher
+
+log = logging.getLogger(__name__)
 
 # What MMEngine puts into a checkpoint of its own beside tensors; all of it is plain data.
 _OWN_CHECKPOINTS = [
@@ -26,31 +38,157 @@ _OWN_CHECKPOINTS = [
     np._core.multiarray.scalar,
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")),
 ]
+_NOT_IN_KEY = ("train_cfg", "work_dir", "resume", "default_hooks", "experiment_name", "label")
 
 
-def train(config_file: Path, out: Path, options: dict[str, Any]) -> Path:
-    """Trains what a config file describes and returns the file of the trained weights.
+@HOOKS.register_module()
+class TellEpoch(Hook):
+    """Tells the training dataset the epoch: a resumed run draws what an unbroken one would."""
 
-    A run that was stopped goes on from its last epoch. The config's ``export`` names the part of
-    the model whose state dict is written to ``<out>/training/<name>/<name>.pth``. NemfError for a
-    config that cannot be read.
+    def before_train_epoch(self, runner: Runner) -> None:
+        runner.train_dataloader.dataset.epoch = runner.epoch
+
+
+def trained_file(name: str, out: Path) -> Path:
+    """Where the weights of a training config of that name end up."""
+    return out / "training" / name / f"{name}.pth"
+
+
+def train(name: str, out: Path, options: dict[str, Any], data: Path | None = None) -> Path:
+    """Trains what a config describes and returns the file of the trained weights.
+
+    ``name``: one of ``configs/training`` or a path. The weights are those of the best validation
+    if the config's checkpoint hook has a ``save_best``, else the last; the config's ``export``
+    names the part of the model whose state dict is written, to
+    ``<out>/training/<name>/<name>.pth``. Beside it, ``<name>.json`` says how it was trained.
+
+    A run that was stopped goes on from its last epoch, if neither the config (but for its length)
+    nor the training pairs nor the code changed; a finished one is not repeated. NemfError for a
+    config that cannot be read, for datasets that are not there, for a loss that is not finite.
     """
-    config = load_config(str(config_file), options)
-    name = config_file.stem
-    config.work_dir = str(out / "training" / name)
-    config.setdefault("default_scope", "mmengine")
-    with torch.serialization.safe_globals(_OWN_CHECKPOINTS):
-        runner = Runner.from_cfg(config)
-        runner.train()
-    try:
-        part = runner.model.get_submodule(config.export)
-    except AttributeError:
-        raise NemfError(
-            f"{config_file}: export={config.export!r} is no part of the model"
-        ) from None
-    file = Path(config.work_dir) / f"{name}.pth"
-    save_state(part.state_dict(), file)
+    config = training_config(name, options)
+    name = Path(name).stem
+    _locate(config, data)
+    file = trained_file(name, out)
+    facts = _facts(config)
+    folder = file.parent / facts["key"]
+    busy = "another process trains here; wait for it or choose another OUT="
+    with claimed(folder, ".lock", busy):
+        epochs = config.train_cfg.max_epochs
+        if _finished(file, facts["key"], epochs):
+            log.info("%s is trained already", file)
+            return file
+        config.work_dir = str(folder)
+        config.experiment_name = f"{name}-{facts['key']}-{time.monotonic_ns()}"
+        config.setdefault("default_scope", "mmengine")
+        began = time.monotonic()
+        with torch.serialization.safe_globals(_OWN_CHECKPOINTS):
+            runner = Runner.from_cfg(config)
+            runner.train()
+            state, best = _result(runner, config)
+        save_state(state, file)
+        story = facts | {
+            "name": name,
+            "epochs": epochs,
+            "validation": best,
+            "code": code_state(),
+            "seconds_of_last_start": round(time.monotonic() - began),
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
+        write_text(file.with_suffix(".json"), json.dumps(story, indent=1, default=str) + "\n")
     return file
+
+
+def _locate(config: Config, data: Path | None) -> None:
+    """Tells every dataset of the config where the data lie."""
+    for part in ("train_dataloader", "val_dataloader"):
+        dataset = (config.get(part) or {}).get("dataset")
+        if dataset is None or not (
+            dataset.type == "TrainingPairs" or dataset.type.startswith("nemf.")
+        ):
+            continue
+        if data is None:
+            raise NemfError("this config trains on a dataset: give its root with DATA= or --data")
+        dataset.root = str(data)
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What decides the trained weights, and a ``key`` of it."""
+    settings = {k: v for k, v in config.to_dict().items() if k not in _NOT_IN_KEY}
+    modules = ["experiments.training"]
+    facts: dict[str, Any] = {
+        "settings": _without_places(settings),
+        "libraries": library_versions(),
+        "threads": torch.get_num_threads(),
+        "datasets": {},
+    }
+    if "matcher" in config.model:
+        keywords = dict(config.model.matcher)
+        matcher = build_matcher(keywords.pop("type"), **keywords)
+        modules.append(type(matcher).__module__)
+        facts["initial_weights"] = matcher.weights_hash
+    facts["code_fingerprint"] = code_fingerprint(*modules)
+    for part in ("train_dataloader", "val_dataloader"):
+        dataset = dict((config.get(part) or {}).get("dataset", {}))
+        if "root" in dataset:
+            facts["datasets"][part] = _fingerprint(dataset)
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return facts | {"key": hashlib.sha256(text.encode()).hexdigest()[:12]}
+
+
+def _without_places(value: Any) -> Any:
+    """Settings without the paths of data and weights: their content is told apart by hashes."""
+    if isinstance(value, dict):
+        return {
+            k: _without_places(v)
+            for k, v in value.items()
+            if k not in ("root", "weights", "backbone_weights")
+        }
+    return value
+
+
+def _fingerprint(dataset: dict[str, Any]) -> dict[str, Any]:
+    from experiments.jobs import open_dataset
+
+    keywords = dict(dataset.get("dataset", dataset))
+    kind = keywords.pop("type").removeprefix("nemf.")
+    keywords.pop("root", None)
+    opened = open_dataset(kind, dataset["root"], keywords.pop("split", "trn"), **keywords)
+    return {
+        "dataset": opened.name,
+        "split": opened.split,
+        "pairs": len(opened),
+        "fingerprint": opened.fingerprint,
+        "synthetic": opened.synthetic,
+    }
+
+
+def _finished(file: Path, key: str, epochs: int) -> bool:
+    """Whether ``file`` holds what this training gives."""
+    story = file.with_suffix(".json")
+    if not file.exists() or not story.exists():
+        return False
+    told = json.loads(story.read_text(encoding="utf-8"))
+    same = told.get("key") == key and told.get("epochs") == epochs
+    return same and hashlib.sha256(file.read_bytes()).hexdigest() == told.get("sha256")
+
+
+def _result(runner: Runner, config: Config) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The state dict of the part to export, and which validation chose it."""
+    prefix = f"{config.export}."
+    state, chosen = runner.model.state_dict(), {}
+    best = runner.message_hub.runtime_info.get("best_ckpt")
+    if best is not None:
+        content = torch.load(best, map_location="cpu", weights_only=True)
+        state = content["state_dict"]
+        chosen = {
+            "epoch": content["meta"]["epoch"],
+            "score": runner.message_hub.get_info("best_score"),
+        }
+    part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if not part:
+        raise NemfError(f"export={config.export!r} is no part of the model")
+    return part, chosen
 
 
 def save_state(state: dict[str, torch.Tensor], file: Path) -> None:

@@ -31,8 +31,9 @@ def unit(features: Tensor) -> Tensor:
 
 def correlate(src: Tensor, trg: Tensor) -> Tensor:
     """(B, S, T): inner products of :func:`unit` features (B, C, S) or (B, C, h, w), S = h * w, and
-    the same with T. Negative values are kept."""
-    return src.flatten(2).transpose(1, 2) @ trg.flatten(2)
+    the same with T. Negative values are kept. Autocast does not round it."""
+    with torch.autocast(src.device.type, enabled=False):
+        return src.flatten(2).transpose(1, 2) @ trg.flatten(2)
 
 
 def mutual_filter(correlation: Tensor) -> Tensor:

@@ -167,10 +167,10 @@ class ResNet(nn.Module):
             )
             getattr(self, layer).append(block)
 
-    def freeze(self) -> ResNet:
-        """Stop gradients and stay in evaluation mode (batch norm uses its running statistics), even
-        when a surrounding module is put into training mode."""
-        self.requires_grad_(False)
+    def freeze(self, weights: bool = True) -> ResNet:
+        """Stay in evaluation mode (batch norm uses its running statistics), even when a surrounding
+        module is put into training mode, and stop gradients; without ``weights`` they flow."""
+        self.requires_grad_(not weights)
         self.eval()
         self.frozen = True
         return self
@@ -251,6 +251,15 @@ def build_backbone(
         state = _found_state(model)
     model.load_state_dict(state, assign=True)
     return model.freeze()
+
+
+def trunk_of(
+    name: str, init: Literal["head", "random"], weights: str | Path | None, upto: int
+) -> ResNet:
+    """The trunk of a model whose head is drawn: from ``weights``, else, for "head", from where
+    :func:`build_backbone` looks, else drawn as well."""
+    draw = init == "random" and weights is None
+    return build_backbone(name, weights, "random" if draw else None, upto=upto)
 
 
 def published_weights(name: str, download: bool, cache_dir: Path) -> Path:

@@ -31,21 +31,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def check_sources(
     method: str, weights: str | Path | None, init: str | None, backbone_weights: str | Path | None
 ) -> None:
-    """The weights of a whole model come from ``weights`` or from ``init="random"``, with which
-    ``backbone_weights`` may give the trunk. WeightsNotFound if there is neither, NemfError for
-    any other combination."""
-    if init not in (None, "random"):
-        raise NemfError(f"init must be 'random' or left out, not {init!r}")
+    """The weights of a whole model come from ``weights`` or from ``init``: "head" (drawn, for
+    training) or "random" (everything drawn), where ``backbone_weights`` may give the trunk.
+    WeightsNotFound if there is neither, NemfError for any other combination."""
+    if init not in (None, "head", "random"):
+        raise NemfError(f"init must be 'head', 'random' or left out, not {init!r}")
     if weights is None and init is None:
         raise WeightsNotFound(
             f"no weights for {method}: pass weights=FILE (the authors' model_best.pth or a "
-            "checkpoint of ours) or init='random'"
+            "checkpoint of ours), or init='head' or 'random'"
         )
     if weights is not None and init is not None:
-        raise NemfError(f"give either weights={str(weights)!r} or init='random', not both")
+        raise NemfError(f"give either weights={str(weights)!r} or init={init!r}, not both")
     if weights is not None and backbone_weights is not None:
         raise NemfError(
-            f"backbone_weights={str(backbone_weights)!r} goes with init='random' only: "
+            f"backbone_weights={str(backbone_weights)!r} goes with init='head' or 'random' only: "
             f"{weights} holds a trunk of its own"
         )
 

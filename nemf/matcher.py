@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from nemf.cards import MatcherCard
 from nemf.errors import NemfError
 from nemf.pairs import Image, Matches
+from nemf.supervision import PairBatch
 
 Role = Literal["query", "reference"]
 Features = Any  # what encode returns per image; only the same matcher's match reads it
@@ -75,8 +76,16 @@ class Matcher(BaseModel):
         original query image i. Raises ValueError if the lists differ in length."""
         raise NotImplementedError
 
-    def loss(self, batch: Any) -> dict[str, Tensor]:
-        """Training losses, divided by the number of valid keypoints over all ranks."""
+    def loss(
+        self, batch: PairBatch, counts: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Training losses by name: sums over what supervises them, divided by ``counts``, how much
+        of that a whole batch has (by default :meth:`supervised` of this one). So the losses of a
+        batch's parts, given the whole's counts, add up to the whole's."""
+        raise NotImplementedError(f"{type(self).__name__} is not trainable")
+
+    def supervised(self, batch: PairBatch) -> dict[str, Tensor]:
+        """How many keypoints or cells supervise each loss, from the annotation alone."""
         raise NotImplementedError(f"{type(self).__name__} is not trainable")
 
     def forward(self, batch: Any, mode: str = "tensor") -> Any:

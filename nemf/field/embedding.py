@@ -128,15 +128,15 @@ class CostEmbedding(nn.Module):
         return volume
 
     def of_features(self, source: Tensor, target: Tensor) -> Tensor:
-        """The embedding of the correlation of unit features (1, C, hs, ws) and (1, C, ht, wt).
+        """The embedding of the correlation of unit features (B, C, hs, ws) and (B, C, ht, wt).
 
         Where the first layer pools, the correlation is pooled as it is computed and never whole
         (64 MB for 64 cells a side).
         """
         (first, norm), *others = self.embedder.conv4d
-        if first.stride == 1 or first.transposed or not onednn.takes(source):
+        if first.stride == 1 or first.transposed or len(source) > 1 or not onednn.takes(source):
             volume = correlate(source, target)
-            return self(volume.view(1, 1, *source.shape[2:], *target.shape[2:]))
+            return self(volume.view(-1, 1, *source.shape[2:], *target.shape[2:]))
         volume = F.relu(norm(first.convolve(*pooled_correlation(source, target))), inplace=True)
         for conv, norm in others:
             volume = F.relu(norm(conv(volume)), inplace=True)
@@ -156,8 +156,8 @@ def pooled_correlation(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(by_target, 2), torch.cat(by_source, 2)
 
 
-def pyramid_embedding(size: int, feature_size: int) -> CostEmbedding:
-    """The embedder that brings a correlation of ``size``^4 to 16 channels of ``feature_size``^4.
+def pyramid_embedding(size: int, feature_size: int, channels: int = 16) -> CostEmbedding:
+    """The embedder that brings a correlation of ``size``^4 to ``channels`` of ``feature_size``^4.
 
     ValueError for sizes it cannot reach with two layers (a half, one, two or four times).
     """
@@ -170,4 +170,4 @@ def pyramid_embedding(size: int, feature_size: int) -> CostEmbedding:
     if True not in strides:
         raise ValueError(f"a level of {size} cells a side does not lead to {feature_size}")
     first, second, transposed = strides[True]
-    return CostEmbedding([(1, 4, first, transposed), (4, 16, second, transposed)])
+    return CostEmbedding([(1, 4, first, transposed), (4, channels, second, transposed)])

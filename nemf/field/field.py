@@ -64,11 +64,11 @@ class MatchingField(nn.Module):
     :meth:`score` per candidate.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, width: int = 256) -> None:
         super().__init__()
         self.channels = channels
         self.harmonic = HarmonicEmbedding()
-        self.mlp = nn.ModuleList([_MLP(channels)])
+        self.mlp = nn.ModuleList([_MLP(channels, width)])
         self.cost_embedding = CostEmbedding([(channels + 1, channels, 1, False)], groups=4)
 
     def embed(self, refined: Tensor) -> Tensor:

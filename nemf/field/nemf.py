@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemf import onednn
-from nemf.aggregation import Aggregator, mutual_filter, soft_argmax, unit
+from nemf.aggregation import Aggregator, mutual_filter, soft_argmax, to_flow, unit
 from nemf.backbones import (
     ResNet,
-    build_backbone,
     check_finite,
     check_ids,
     fitting_model,
     normalise,
     tap_table,
+    trunk_of,
 )
 from nemf.cards import MatcherCard
 from nemf.checkpoints import check_sources, read_state
@@ -39,6 +39,7 @@ from nemf.field.search import (
 from nemf.geometry import to_norm, to_pixels
 from nemf.matcher import Matcher, Role
 from nemf.pairs import Image, Matches, Size
+from nemf.supervision import PairBatch, end_point_error, flow_labels
 
 CARD = MatcherCard(
     name="nemf",
@@ -58,9 +59,31 @@ CARD = MatcherCard(
 )
 
 INPUT_PX = 256
-CHANNELS_PER_LEVEL = 16
+PAPER_SIZES = {
+    "proj_dim": 128,
+    "depth": 1,
+    "mlp_ratio": 4,
+    "level_channels": 16,
+    "field_width": 256,
+}
 TRUNK = "feature_extraction.backbone."
 DEAD_TRUNK = "mlp_model.backbone."  # a second ResNet in the official files that nothing reads
+
+
+@dataclass(frozen=True)
+class FieldTraining:
+    """What the field is trained against: ``candidates`` positions a keypoint and direction, the
+    true one among them; the share ``near`` of the others lies around the truth (normal, deviation
+    ``near_norm``), the rest anywhere in the image. ``flow_weight`` of the encoder's flow loss."""
+
+    candidates: int = 100
+    near: float = 0.0
+    near_norm: float = 0.1
+    flow_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.candidates < 2 or not 0 <= self.near <= 1 or not self.near_norm > 0:
+            raise NemfError(f"no training against {self}: needs 2 candidates, near from 0 to 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +111,11 @@ class NeMF(Matcher):
     ``layers``: increasing hyperpixel ids, one per pyramid level; each level's side must be a half,
     one, two or four times ``feature_size`` at 256x256 (ResNet-101: 3, 7, 30, 33). Weights come from
     exactly one of: ``weights``, an official file (1,368 keys; its second, unused ResNet is dropped)
-    or a checkpoint of ours, depth and widths read from the tensors; or ``init="random"``, drawn
-    from a fixed seed, the trunk optionally from ``backbone_weights``.
+    or a checkpoint of ours, depth and widths read from the tensors; or ``init``: "head" draws all
+    but the trunk from ``init_seed``, sizes that are not given are the paper's; the trunk comes from
+    ``backbone_weights`` or from where :func:`nemf.backbones.build_backbone` looks. "random" draws
+    the trunk too, unless ``backbone_weights`` gives it. ``level_channels`` are the channels of each
+    embedded level, ``field_width`` the width of the field's layers.
 
     ``iterations`` and ``alpha`` (normalised) of the search; ``optimise=False`` leaves out the
     gradient steps on the coordinates. Random numbers come from (seed, both images): an answer does
@@ -112,24 +138,38 @@ class NeMF(Matcher):
         heads: int = 6,
         mlp_ratio: float | None = None,
         weights: str | Path | None = None,
-        init: Literal["random"] | None = None,
+        init: Literal["head", "random"] | None = None,
         backbone_weights: str | Path | None = None,
         official: bool = False,
         iterations: int = 20,
         alpha: float = 0.1,
         optimise: bool = True,
         seed: int = 2022,
+        level_channels: int | None = None,
+        field_width: int | None = None,
+        training: FieldTraining | Mapping[str, Any] | None = None,
+        train_trunk: bool = False,
+        init_seed: int = 0,
     ) -> None:
         super().__init__()
         self.layers = check_ids(backbone, layers)
         self.feature_size, self.official, self.seed = feature_size, official, seed
         self.iterations, self.alpha, self.optimise = iterations, alpha, optimise
+        if not isinstance(training, FieldTraining):
+            training = FieldTraining(**(training or {}))
+        self.training_field = training
         if iterations < 0 or not alpha > 0:
             raise NemfError(f"iterations={iterations} must be >= 0 and alpha={alpha} positive")
         check_sources("nemf", weights, init, backbone_weights)
         state = read_state(Path(weights)) if weights is not None else {}
         sizes = _sizes(state)
-        given = {"proj_dim": proj_dim, "depth": depth, "mlp_ratio": mlp_ratio}
+        given = {
+            "proj_dim": proj_dim,
+            "depth": depth,
+            "mlp_ratio": mlp_ratio,
+            "level_channels": level_channels,
+            "field_width": field_width,
+        }
         for name, value in given.items():
             if value is not None and state and sizes[name] != value:
                 raise NemfError(f"{weights} has {name} {sizes[name]}, not {value}: leave it out")
@@ -143,13 +183,11 @@ class NeMF(Matcher):
             trunk, dropped = self.feature_extraction.backbone, (DEAD_TRUNK,)
             fitting = fitting_model(Path(weights), state, self, trunk, TRUNK, "this NeMF", dropped)
             self.load_state_dict(fitting, assign=True)
-            trunk.freeze()
         else:
-            trunk_init = init if backbone_weights is None else None
-            self.feature_extraction.backbone = build_backbone(
-                backbone, backbone_weights, trunk_init, upto=self.layers[-1]
-            )
-            self._draw_head()
+            trunk = trunk_of(backbone, init, backbone_weights, self.layers[-1])
+            self.feature_extraction.backbone = trunk
+            self._draw_head(init_seed)
+        trunk.freeze(weights=not train_trunk)
         self.mlp_model.harmonic = HarmonicEmbedding()  # in no checkpoint, so still without values
 
     @property
@@ -161,13 +199,13 @@ class NeMF(Matcher):
     def _build_head(self, backbone: str, heads: int, sizes: dict[str, int | float]) -> None:
         taps = [tap_table(backbone)[k] for k in self.layers]
         size, n_levels = self.feature_size, len(taps)
-        channels = CHANNELS_PER_LEVEL * n_levels
+        per_level, width = int(sizes["level_channels"]), int(sizes["field_width"])
         self.x_normal = nn.Parameter(torch.empty(size))
         self.y_normal = nn.Parameter(torch.empty(size))
         self.proj = nn.ModuleList(nn.Linear(tap.channels, int(sizes["proj_dim"])) for tap in taps)
         try:
             self.corr_embedder = nn.ModuleList(
-                pyramid_embedding(INPUT_PX // tap.jump_px, size) for tap in taps
+                pyramid_embedding(INPUT_PX // tap.jump_px, size, per_level) for tap in taps
             )
             self.decoder = Aggregator(
                 feature_size=size,
@@ -176,16 +214,19 @@ class NeMF(Matcher):
                 depth=int(sizes["depth"]),
                 heads=heads,
                 mlp_ratio=sizes["mlp_ratio"],
-                repeat=CHANNELS_PER_LEVEL,
+                repeat=per_level,
             )
         except ValueError as problem:
             raise NemfError(f"layers {self.layers} of {backbone}: {problem}") from None
-        self.mlp_model = MatchingField(channels)
+        try:
+            self.mlp_model = MatchingField(per_level * n_levels, width)
+        except ValueError as problem:  # the group norm's
+            raise NemfError(f"level_channels={per_level}: {problem}") from None
 
     @torch.no_grad()
-    def _draw_head(self) -> None:
-        """Random weights from a fixed seed, as torch's layers begin; fc_1 starts at zero."""
-        generator = torch.Generator().manual_seed(0)
+    def _draw_head(self, seed: int) -> None:
+        """Random weights, as torch's layers begin; fc_1 starts at zero."""
+        generator = torch.Generator().manual_seed(seed)
         self.decoder.to_empty(device="cpu").initialise(generator)
         for part in (self.proj, self.corr_embedder, self.mlp_model):
             part.to_empty(device="cpu")
@@ -235,12 +276,12 @@ class NeMF(Matcher):
         flat = [x.flatten(2).transpose(1, 2) for x in grids]
         return torch.stack([proj(x) for proj, x in zip(self.proj, flat, strict=True)], 1)
 
-    def cost(self, source: NeMFFeatures, target: NeMFFeatures) -> Tensor:
-        """(1, 16 L, S, T): embedded correlations of all levels, filtered."""
+    def cost(self, source: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+        """(B, 16 L, S, T): embedded correlations of all levels, filtered. Per level unit features
+        (B, C, h, w)."""
         embedded = []
-        pairs = zip(self.corr_embedder, source.levels, target.levels, strict=True)
-        for embedder, src, trg in pairs:
-            volume = embedder.of_features(src[None].to(self.device), trg[None].to(self.device))
+        for embedder, src, trg in zip(self.corr_embedder, source, target, strict=True):
+            volume = embedder.of_features(src, trg)
             embedded.append(volume.flatten(4).flatten(2, 3))
         return mutual_filter(torch.cat(embedded, 1))
 
@@ -251,8 +292,90 @@ class NeMF(Matcher):
     def encode_pair(self, source: NeMFFeatures, target: NeMFFeatures) -> Encoded:
         """Everything about a pair that does not depend on the queries."""
         projections = (x.projected[None].to(self.device) for x in (source, target))
-        refined = self.refine(self.cost(source, target), *projections)
+        levels = ([x[None].to(self.device) for x in image.levels] for image in (source, target))
+        refined = self.refine(self.cost(*levels), *projections)
         return Encoded(refined, self.mlp_model.embed(refined)[0])
+
+    # -- training -----------------------------------------------------------------------------
+
+    def supervised(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Keypoints of both directions, and labelled cells."""
+        _, labelled = flow_labels(batch, self.feature_size, self.official)
+        return {"loss_field": 2 * batch.valid.sum(), "loss_flow": labelled.sum()}
+
+    def loss(
+        self, batch: PairBatch, counts: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """``loss_field``: cross-entropy of the true position among the candidates, mean over the
+        keypoints of both directions; ``loss_flow``: end-point error of the encoder's flow in cells,
+        mean over the labelled ones, times ``flow_weight``. The paper gives neither's details."""
+        settings = self.training_field
+        counts = counts or self.supervised(batch)
+        refined, volumes = self._encode_batch(batch)
+        logits = self.logits(volumes, batch, self.candidates(batch))
+        truth = logits.new_zeros(len(logits), dtype=torch.long)
+        field = F.cross_entropy(logits.float(), truth, reduction="sum")
+        flow = to_flow(soft_argmax(refined.mean(1), self.x_normal, self.y_normal))
+        apart = end_point_error(flow, *flow_labels(batch, self.feature_size, self.official))
+        return {
+            "loss_field": field / counts["loss_field"].clamp_min(1),
+            "loss_flow": settings.flow_weight * apart / counts["loss_flow"].clamp_min(1),
+        }
+
+    def _encode_batch(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """(B, 16 L, S, T) refined costs and (B, S * T, 16 L) volumes to look up."""
+        sides = []
+        for frames in (batch.src, batch.trg):
+            if batch.side_px != INPUT_PX:
+                size = (INPUT_PX, INPUT_PX)
+                frames = F.interpolate(frames, size, mode="bicubic", align_corners=True)
+            levels = self.levels(frames)
+            sides.append(([unit(x) for x in levels], self.project(levels)))
+        (source, src_projected), (target, trg_projected) = sides
+        refined = self.refine(self.cost(source, target), src_projected, trg_projected)
+        return refined, self.mlp_model.embed(refined)
+
+    def candidates(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """(B, K, N - 1, 2) normalised wrong positions in the target, for every source keypoint, and
+        in the source, for every target keypoint: pixel centres drawn from the pairs' seeds."""
+        side, settings = batch.side_px, self.training_field
+        b, k = batch.valid.shape
+        shape, drawn = (k, settings.candidates - 1, 2), []
+        if self.official:
+            whole = [torch.randint(0, side, (b, *shape)) for _ in range(2)]
+            return tuple((x / (side - 1) * 2 - 1).to(batch.src.device) for x in whole)
+        n_near = round(settings.near * shape[1])
+        for i, seed in enumerate(batch.seeds.tolist()):
+            generator = torch.Generator().manual_seed(seed)
+            for kps in (batch.trg_kps[i], batch.src_kps[i]):
+                pixels = torch.randint(0, side, shape, generator=generator).float()
+                around = torch.randn(k, n_near, 2, generator=generator) * settings.near_norm
+                around = kps.cpu()[:, None] + around * (side - 1) / 2
+                pixels[:, :n_near] = around.clamp(0, side - 1)
+                drawn.append(pixels / (side - 1) * 2 - 1)
+        both = torch.stack(drawn).to(batch.src.device).unflatten(0, (b, 2))
+        return both[:, 0], both[:, 1]
+
+    def logits(
+        self, volumes: Tensor, batch: PairBatch, candidates: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """(M, N): scores of the true position, first, and the ``candidates``; rows are the valid
+        source keypoints of a pair, then its target keypoints, pair by pair."""
+        rows = []
+        for i, valid in enumerate(batch.valid):
+            size = (batch.side_px, batch.side_px)
+            src, trg = (to_norm(kps[i, valid], size) for kps in (batch.src_kps, batch.trg_kps))
+            in_trg, in_src = (
+                torch.cat([true[:, None], wrong[i, valid]], 1)
+                for true, wrong in zip((trg, src), candidates, strict=True)
+            )
+            sources = torch.cat([src[:, None].expand_as(in_trg), in_src]).flatten(0, 1)
+            targets = torch.cat([in_trg, trg[:, None].expand_as(in_src)]).flatten(0, 1)
+            side = self.mlp_model.at_targets(targets, self.feature_size)
+            each = torch.arange(len(targets), device=targets.device)
+            scores = self.mlp_model.score(volumes[i], sources, side, each)
+            rows.append(scores.view(-1, in_trg.shape[1]))
+        return torch.cat(rows)
 
     # -- search -------------------------------------------------------------------------------
 
@@ -323,9 +446,15 @@ class NeMF(Matcher):
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, int | float]:
     """Sizes that the tensors of a file have; the paper's where it lacks them."""
-    sizes: dict[str, int | float] = {"proj_dim": 128, "depth": 1, "mlp_ratio": 4}
+    sizes: dict[str, int | float] = dict(PAPER_SIZES)
     if "proj.0.weight" in state:
         sizes["proj_dim"] = state["proj.0.weight"].shape[0]
+    for name, key, axis in (
+        ("level_channels", "corr_embedder.0.embedder.conv4d.1.1.weight", 0),
+        ("field_width", "mlp_model.mlp.0.fc_out.weight", 1),
+    ):
+        if key in state:
+            sizes[name] = state[key].shape[axis]
     blocks = {k.split(".")[2] for k in state if k.startswith("decoder.blocks.")}
     sizes["depth"] = len(blocks) or 1
     hidden = state.get("decoder.blocks.0.mlp.fc1.weight")
