@@ -80,10 +80,10 @@ class CATs(Matcher):
       configuration. Layers of the trunk deeper than ``layers`` and its classifier may be there or
       not; they are not kept. ``feature_size``, ``proj_dim``, ``depth`` and ``mlp_ratio`` are read
       from the tensors; given as keywords they must agree. ``heads`` cannot be read from them;
-    - ``init``: "head" draws all but the trunk from ``init_seed``, sizes that are not given are the
-      paper's; the trunk comes from ``backbone_weights`` or from where
-      :func:`nemf.backbones.build_backbone` looks. "random" draws the trunk too, unless
-      ``backbone_weights`` gives it.
+    - ``init``: "head", for training, draws all but the trunk from ``init_seed``, sizes that are
+      not given are the paper's; the aggregation begins as the identity. The trunk comes from
+      ``backbone_weights`` or from where :func:`nemf.backbones.build_backbone` looks. "random" draws
+      everything, but the trunk if ``backbone_weights`` gives it.
 
     Training leaves the trunk as it is unless ``train_trunk``; its batch norms keep their
     statistics either way (the official training let those of a "frozen" trunk drift).
@@ -151,6 +151,8 @@ class CATs(Matcher):
             trunk = trunk_of(backbone, init, backbone_weights, self.layers[-1])
             self.feature_extraction.backbone = trunk
             self._draw_head(init_seed)
+            if init == "head":  # training begins at the correlation as it is
+                nn.init.zeros_(self.decoder.proj.weight)
         trunk.freeze(weights=not train_trunk)
 
     @torch.no_grad()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,8 +39,10 @@ class TrainingPairs(Dataset):
 
     ``dataset``: a dataset of the suite (``type``, ``split`` and its keywords) below ``root``;
     ``side_px`` of the square frames; ``augmentation``: keywords of
-    :class:`nemf.augmentation.Augmentation`, None for none. Everything random is a function of
-    (``seed``, ``epoch``, index): see ``TellEpoch``.
+    :class:`nemf.augmentation.Augmentation`, None for none. ``pairs_per_epoch``: how many pairs
+    count as an epoch, so that a long pass is validated and saved on the way (None: all); the pairs
+    are taken from one random order of the dataset after the other. Everything random is a function
+    of ``seed``, the pass and the pair; ``TellEpoch`` sets ``epoch``.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class TrainingPairs(Dataset):
         dataset: dict[str, Any],
         side_px: int,
         augmentation: dict[str, Any] | None = None,
+        pairs_per_epoch: int | None = None,
         seed: int = 0,
     ) -> None:
         keywords = dict(dataset)
@@ -54,14 +59,19 @@ class TrainingPairs(Dataset):
             keywords.pop("type"), root, keywords.pop("split", "trn"), **keywords
         )
         self.side_px, self.seed, self.epoch = side_px, seed, 0
+        self.pairs_per_epoch = pairs_per_epoch or len(self.pairs)
+        if self.pairs_per_epoch < 1:
+            raise NemfError(f"pairs_per_epoch must be at least 1, not {pairs_per_epoch}")
         self.augmentation = None if augmentation is None else Augmentation(**augmentation)
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return self.pairs_per_epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-        pair = self.pairs[index]
-        rng = np.random.default_rng((self.seed, self.epoch, index))
+        turn, place = divmod(self.epoch * self.pairs_per_epoch + index, len(self.pairs))
+        number = int(np.random.default_rng((self.seed, turn)).permutation(len(self.pairs))[place])
+        pair = self.pairs[number]
+        rng = np.random.default_rng((self.seed, turn, number))
         drawn_seed = int(rng.integers(2**63))
         mirror = self.augmentation is not None and rng.uniform() < self.augmentation.mirror
         frames, points = [], []
@@ -133,14 +143,27 @@ class MatcherTraining(BaseModel):
 
 @OPTIM_WRAPPERS.register_module()
 class AutocastOptimWrapper(OptimWrapper):
-    """Forward passes under autocast to bfloat16, on any device: its range is float32's, so nothing
-    is scaled. For float16 on a GPU take MMEngine's ``AmpOptimWrapper``."""
+    """Forward passes under autocast to bfloat16 where the device computes in it, in float32 where
+    it only could emulate it. bfloat16 has float32's range, so nothing is scaled. For float16 on a
+    GPU take MMEngine's ``AmpOptimWrapper``."""
 
     @contextmanager
     def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
         device = next(model.parameters()).device.type
-        with super().optim_context(model), torch.autocast(device, torch.bfloat16):
+        fast = computes_in_bfloat16(device)
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16, enabled=fast):
             yield
+
+
+@cache
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether a "cpu" or "cuda" device here has instructions for bfloat16."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    # The operating system's list of features; elsewhere than on Linux nothing is assumed.
+    cpuinfo = Path("/proc/cpuinfo")
+    features = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return device == "cpu" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(features)
 
 
 @LOOPS.register_module()

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 import experiments.classification
 import experiments.matcher_training  # noqa: F401  (registers dataset, model, loop, optim wrapper)
 from experiments.configurations import training_config
+from experiments.matcher_training import computes_in_bfloat16
 from experiments.provenance import code_fingerprint, code_state, library_versions
 from nemf.errors import NemfError
 from nemf.files import claimed, write_text, write_whole
@@ -120,6 +121,7 @@ def _facts(config: Config) -> dict[str, Any]:
         "settings": _without_places(settings),
         "libraries": library_versions(),
         "threads": torch.get_num_threads(),
+        "bfloat16": computes_in_bfloat16("cuda" if torch.cuda.is_available() else "cpu"),
         "datasets": {},
     }
     if "matcher" in config.model:

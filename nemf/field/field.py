@@ -76,7 +76,9 @@ class MatchingField(nn.Module):
         size = round(refined.shape[2] ** 0.5)
         volume = torch.cat([refined, refined.mean(1, keepdim=True)], 1)
         volume = volume.unflatten(3, (size, size)).unflatten(2, (size, size))
-        return self.cost_embedding(volume).flatten(2).transpose(1, 2).contiguous()
+        volume = self.cost_embedding(volume)
+        volume = volume.to(torch.promote_types(volume.dtype, torch.float32))  # under autocast
+        return volume.flatten(2).transpose(1, 2).contiguous()
 
     def at_targets(self, targets: Tensor, size: int) -> TargetSide:
         """What scoring needs of ``targets`` (N, 2), the same for every candidate source."""

@@ -111,11 +111,15 @@ class NeMF(Matcher):
     ``layers``: increasing hyperpixel ids, one per pyramid level; each level's side must be a half,
     one, two or four times ``feature_size`` at 256x256 (ResNet-101: 3, 7, 30, 33). Weights come from
     exactly one of: ``weights``, an official file (1,368 keys; its second, unused ResNet is dropped)
-    or a checkpoint of ours, depth and widths read from the tensors; or ``init``: "head" draws all
-    but the trunk from ``init_seed``, sizes that are not given are the paper's; the trunk comes from
-    ``backbone_weights`` or from where :func:`nemf.backbones.build_backbone` looks. "random" draws
-    the trunk too, unless ``backbone_weights`` gives it. ``level_channels`` are the channels of each
-    embedded level, ``field_width`` the width of the field's layers.
+    or a checkpoint of ours, depth and widths read from the tensors; or ``init``: "head", for
+    training, draws all but the trunk from ``init_seed``, sizes that are not given are the paper's;
+    the aggregation begins as the identity. The trunk comes from ``backbone_weights`` or from where
+    :func:`nemf.backbones.build_backbone` looks. "random" draws everything, but the trunk if
+    ``backbone_weights`` gives it. ``level_channels`` are the channels of each embedded level,
+    ``field_width`` the width of the field's layers.
+
+    Training leaves the trunk as it is unless ``train_trunk``; its batch norms keep their statistics
+    either way. ``training``: see :class:`FieldTraining`.
 
     ``iterations`` and ``alpha`` (normalised) of the search; ``optimise=False`` leaves out the
     gradient steps on the coordinates. Random numbers come from (seed, both images): an answer does
@@ -187,6 +191,8 @@ class NeMF(Matcher):
             trunk = trunk_of(backbone, init, backbone_weights, self.layers[-1])
             self.feature_extraction.backbone = trunk
             self._draw_head(init_seed)
+            if init == "head":  # training begins at the correlation as it is
+                nn.init.zeros_(self.decoder.proj.weight)
         trunk.freeze(weights=not train_trunk)
         self.mlp_model.harmonic = HarmonicEmbedding()  # in no checkpoint, so still without values
 
