@@ -34,7 +34,7 @@ reproduce-table1: $(READY) ## Table 1: DATA=<root of the datasets>, or synthetic
 ifeq ($(DATA),)
 	$(NEMF) data make-synthetic $(ROOT)
 endif
-	$(NEMF) predict --table 1 --data "$(ROOT)" --out $(OUT) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+	$(NEMF) predict --table 1 --data "$(ROOT)" --out $(OUT) $(if $(DATA),,--train) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 		$(if $(MATCHERS),--matchers "$(MATCHERS)") $(if $(DOWNLOAD),--download)
 	$(NEMF) score --table 1 --out $(OUT)
 	$(NEMF) table 1 --out $(OUT)

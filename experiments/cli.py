@@ -222,6 +222,9 @@ def queries_command(dataset: str, file: Path, split: str, protocol: str, data: P
 @click.argument("config", required=False)
 @click.option("--table", "table_name", help="Every cell of that table instead of one config.")
 @click.option("--matchers", help="With --table: only these matcher configs (comma or space).")
+@click.option(
+    "--train", "train_missing", is_flag=True, help="With --table: first train its recipes."
+)
 @click.option("--protocol", default=None, help="Decides the plan [default: canonical@1].")
 @click.option("--label", help="Name of the row in tables.")
 @_DATA
@@ -233,6 +236,7 @@ def predict_command(
     config: str | None,
     table_name: str | None,
     matchers: str | None,
+    train_missing: bool,
     protocol: str | None,
     label: str | None,
     data: Path | None,
@@ -251,7 +255,7 @@ def predict_command(
         from experiments.jobs import predict_table, table_spec
 
         chosen = tuple((matchers or "").replace(",", " ").split()) or None
-        predict_table(table_spec(table_name), data, out, chosen, parsed)
+        predict_table(table_spec(table_name), data, out, chosen, parsed, train_missing)
         return
     from experiments.configurations import load_config, relabel
     from experiments.prediction import predict

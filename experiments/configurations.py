@@ -8,12 +8,13 @@ own (which may inherit from these through ``_base_``) works everywhere a name do
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from nemf.errors import NemfError
+from nemf.errors import NemfError, WeightsNotFound
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -55,6 +56,30 @@ def training_config(name: str, options: dict[str, Any] | None = None) -> Config:
     return _merged(_from_file(path), options, name)
 
 
+def trained_file(recipe: str, out: Path) -> Path:
+    """Where the weights of a training config of that name end up."""
+    return out / "training" / recipe / f"{recipe}.pth"
+
+
+def fill_weights(config: Config, out: Path) -> None:
+    """Gives a matcher config with a ``recipe`` the weights of that training: from ``out``, else
+    ``<recipe>.pth`` in ``$NEMF_WEIGHTS``. Weights named in the config win. WeightsNotFound if there
+    are none."""
+    recipe = config.get("recipe")
+    if recipe is None or config.model.get("weights") or config.model.get("init"):
+        return
+    places = [trained_file(recipe, out)]
+    if os.environ.get("NEMF_WEIGHTS"):
+        places.append(Path(os.environ["NEMF_WEIGHTS"]) / f"{recipe}.pth")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise WeightsNotFound(
+            f"no weights for {config.label}: run `nemf train {recipe}`, or put {recipe}.pth into "
+            "the folder of --weights"
+        )
+    config.model.weights = str(found)
+
+
 def _from_file(path: Path) -> Config:
     if not path.is_file():
         raise NemfError(f"{path}: no such config file")
@@ -85,11 +110,11 @@ def relabel(config: Config, options: dict[str, Any], label: str | None = None) -
 
 
 def _check_key(config: Config, key: str, name: str) -> None:
-    """NemfError if an option names an entry the config lacks. Below ``model`` and ``dataset`` any
+    """NemfError if an option names an entry the config lacks. Below an entry with a ``type`` any
     keyword of the constructor may be given; the constructor refuses the others."""
     node: Any = config.to_dict()
-    for depth, part in enumerate(key.split(".")):
-        if depth and key.partition(".")[0] in ("model", "dataset"):
+    for part in key.split("."):
+        if isinstance(node, dict) and "type" in node and part not in node:
             return
         if isinstance(node, dict) and part not in node:
             known = ", ".join(map(str, node))

@@ -83,8 +83,10 @@ def predict_table(
     out: Path,
     matchers: tuple[str, ...] | None,
     options: dict[str, Any],
+    train_missing: bool = False,
 ) -> None:
-    """Predicts every cell of a table that is not there yet. What cannot be measured for want of a
+    """Predicts every cell of a table that is not there yet, after training the matchers whose
+    recipe has not been run here (with ``train_missing``). What cannot be measured for want of a
     dataset or of weights is recorded in ``<out>/<table>/job.json`` for the footnotes."""
     from experiments.configurations import load_config, relabel
     from experiments.prediction import predict
@@ -105,6 +107,12 @@ def predict_table(
             for plan in dict.fromkeys(p.plan.for_layout(layout) for p in protocols):
                 cells.append((matcher, dataset, config, plan))
     without: set[str] = set()
+    if train_missing:
+        from experiments.training import train
+
+        for recipe in dict.fromkeys(config.get("recipe") for _, _, config, _ in cells):
+            if recipe is not None:
+                train(recipe, out, {}, data)
     for number, (matcher, dataset, config, plan) in enumerate(cells, 1):
         if matcher in without:
             continue

@@ -18,6 +18,7 @@ from mmengine.registry import FUNCTIONS, LOOPS
 from mmengine.runner import BaseLoop, Runner
 from tqdm import tqdm
 
+from experiments.configurations import fill_weights
 from experiments.provenance import code_fingerprint, code_state, library_versions
 from experiments.store import Cell, cell_key, slot_folder
 from nemf.datasets import dataset_class
@@ -225,6 +226,7 @@ def predict(
     Raises NemfError for anything the user can act on: dataset, weights, config, output folder.
     """
     _check(config)
+    fill_weights(config, out)
     model, dataset = dict(config.model), dict(config.dataset)
     dataset_class(dataset["type"])
     matcher_class(model["type"])  # registers it, or says which matchers there are

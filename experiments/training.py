@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from tqdm import tqdm
 
 import experiments.classification
 import experiments.matcher_training  # noqa: F401  (registers dataset, model, loop, optim wrapper)
-from experiments.configurations import training_config
+from experiments.configurations import trained_file, training_config
 from experiments.matcher_training import computes_in_bfloat16
 from experiments.provenance import code_fingerprint, code_state, library_versions
 from nemf.errors import NemfError
@@ -50,9 +52,36 @@ class TellEpoch(Hook):
         runner.train_dataloader.dataset.epoch = runner.epoch
 
 
-def trained_file(name: str, out: Path) -> Path:
-    """Where the weights of a training config of that name end up."""
-    return out / "training" / name / f"{name}.pth"
+@HOOKS.register_module()
+class RecordCurve(Hook):
+    """Keeps the training's curve in ``curve.json`` of the work folder: per epoch its number, every
+    loss as a mean over the epoch, the learning rate, and the validation's metrics."""
+
+    priority = "LOW"  # after the runtime information is complete
+
+    def before_train(self, runner: Runner) -> None:
+        self.file = Path(runner.work_dir) / "curve.json"
+        known = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
+        self.curve = [entry for entry in known if entry["epoch"] <= runner.epoch]
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        scalars = runner.message_hub.log_scalars
+        losses = {
+            name.removeprefix("train/"): float(history.mean(len(runner.train_dataloader)))
+            for name, history in scalars.items()
+            if name.startswith("train/loss")
+        }
+        lr = float(scalars["train/lr"].current())
+        self.curve.append({"epoch": runner.epoch + 1, **losses, "lr": lr})
+        self._write()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        if metrics and getattr(self, "curve", None):
+            self.curve[-1].update(metrics)
+            self._write()
+
+    def _write(self) -> None:
+        write_text(self.file, json.dumps(self.curve, indent=1) + "\n")
 
 
 def train(name: str, out: Path, options: dict[str, Any], data: Path | None = None) -> Path:
@@ -96,8 +125,48 @@ def train(name: str, out: Path, options: dict[str, Any], data: Path | None = Non
             "seconds_of_last_start": round(time.monotonic() - began),
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         }
+        curve = folder / "curve.json"
+        story["curve"] = json.loads(curve.read_text("utf-8")) if curve.exists() else []
         write_text(file.with_suffix(".json"), json.dumps(story, indent=1, default=str) + "\n")
     return file
+
+
+@HOOKS.register_module()
+class ShowProgress(Hook):
+    """A bar over the training's iterations on standard error, with the loss and the time left, and
+    a line per validation."""
+
+    priority = "VERY_LOW"
+
+    def before_train(self, runner: Runner) -> None:
+        name = Path(runner.work_dir).parent.name
+        done = runner.epoch * len(runner.train_dataloader)
+        # A bar has no place in a log; lines have.
+        self.bar = tqdm(
+            total=runner.max_iters, initial=done, desc=f"training {name}", unit="step",
+            mininterval=1, disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{float(outputs['loss']):.2f}", refresh=False)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        told = ", ".join(f"{name} {value:.3f}" for name, value in (metrics or {}).items())
+        where = f"{Path(runner.work_dir).parent.name}: epoch {runner.epoch} of {runner.max_epochs}"
+        tqdm.write(f"{where}: {told}", file=sys.stderr)
+
+    def after_train(self, runner: Runner) -> None:
+        self.bar.close()
+
+
+def training_curve(folder: Path) -> list[dict[str, float]]:
+    """The curve of the training that ended in ``folder`` (``<out>/training/<name>``): per epoch its
+    number, losses, learning rate and validation metrics."""
+    (story,) = (file for file in folder.glob("*.json"))
+    return json.loads(story.read_text(encoding="utf-8"))["curve"]
 
 
 def _locate(config: Config, data: Path | None) -> None:

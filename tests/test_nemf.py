@@ -27,6 +27,7 @@ from nemf.field.search import (
 )
 from nemf.geometry import to_norm, to_pixels
 from nemf.pairs import Image
+from nemf.supervision import PairBatch
 from tests.benchmarks.nemf_search import literal_scores, literal_search, queries_of, uneven
 from tests.conftest import golden_module, official_checkpoint, tiny_pixels
 
@@ -510,6 +511,19 @@ def test_training_logits_are_the_official_ones(
         np.testing.assert_allclose(
             logits.view(10, 100).numpy(), golden["train_logits"][k], atol=5e-5
         )
+
+
+@pytest.mark.real
+def test_official_candidates_come_from_the_global_stream(
+    official: NeMF, golden: dict[str, np.ndarray]
+) -> None:
+    kps = torch.zeros(2, 5, 2)
+    frames = torch.zeros(2, 3, 512, 512)
+    valid = torch.ones(2, 5, dtype=torch.bool)
+    torch.manual_seed(2022)
+    found = official.candidates(PairBatch(frames, frames, kps, kps, valid, torch.zeros(2)))
+    for ours, name in zip(found, ("train_sampled_trg", "train_sampled_src_reverse"), strict=True):
+        np.testing.assert_allclose(ours.numpy(), golden[name][:, :, 1:], atol=1e-6)
 
 
 @pytest.mark.real

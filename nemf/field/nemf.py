@@ -346,21 +346,20 @@ class NeMF(Matcher):
         in the source, for every target keypoint: pixel centres drawn from the pairs' seeds."""
         side, settings = batch.side_px, self.training_field
         b, k = batch.valid.shape
-        shape, drawn = (k, settings.candidates - 1, 2), []
+        wrong = settings.candidates - 1
         if self.official:
-            whole = [torch.randint(0, side, (b, *shape)) for _ in range(2)]
-            return tuple((x / (side - 1) * 2 - 1).to(batch.src.device) for x in whole)
-        n_near = round(settings.near * shape[1])
-        for i, seed in enumerate(batch.seeds.tolist()):
-            generator = torch.Generator().manual_seed(seed)
-            for kps in (batch.trg_kps[i], batch.src_kps[i]):
-                pixels = torch.randint(0, side, shape, generator=generator).float()
-                around = torch.randn(k, n_near, 2, generator=generator) * settings.near_norm
-                around = kps.cpu()[:, None] + around * (side - 1) / 2
-                pixels[:, :n_near] = around.clamp(0, side - 1)
-                drawn.append(pixels / (side - 1) * 2 - 1)
-        both = torch.stack(drawn).to(batch.src.device).unflatten(0, (b, 2))
-        return both[:, 0], both[:, 1]
+            drawn = torch.stack(
+                [torch.randint(0, side, (b, k, wrong, 2)) for _ in range(2)]
+            ).float()
+        else:
+            drawn = torch.zeros(2, b, k, wrong, 2)
+            for i, seed in enumerate(batch.seeds.tolist()):
+                generator = torch.Generator().manual_seed(seed)
+                valid = batch.valid[i].cpu()
+                for found, kps in zip(drawn, (batch.trg_kps[i], batch.src_kps[i]), strict=True):
+                    found[i, valid] = _draw(kps.cpu()[valid], side, settings, generator)
+        in_trg, in_src = (drawn / (side - 1) * 2 - 1).to(batch.src.device)
+        return in_trg, in_src
 
     def logits(
         self, volumes: Tensor, batch: PairBatch, candidates: tuple[Tensor, Tensor]
@@ -448,6 +447,18 @@ class NeMF(Matcher):
             return lambda _, pixels: torch.rand(shape, device=self.device).view(-1, 2)[pixels]
         text = f"{self.seed} {target.hash} {source.hash}".encode()
         return counted_uniform(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
+
+
+def _draw(kps: Tensor, side_px: int, settings: FieldTraining, generator: torch.Generator) -> Tensor:
+    """(N, candidates - 1, 2) px: positions anywhere in a frame, the first ``near`` of them around
+    ``kps`` (N, 2) px."""
+    shape = (len(kps), settings.candidates - 1, 2)
+    drawn = torch.randint(0, side_px, shape, generator=generator).float()
+    n_near = round(settings.near * shape[1])
+    around = torch.randn(len(kps), n_near, 2, generator=generator)
+    around = kps[:, None] + around * (settings.near_norm * (side_px - 1) / 2)
+    drawn[:, :n_near] = around.clamp(0, side_px - 1)
+    return drawn
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, int | float]:

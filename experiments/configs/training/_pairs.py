@@ -8,7 +8,8 @@ default_hooks = dict(
         type="CheckpointHook", interval=1, max_keep_ckpts=1, save_best="pck-0.10", rule="greater"
     ),
 )
-custom_hooks = [dict(type="TellEpoch")]
+custom_hooks = [dict(type="TellEpoch"), dict(type="RecordCurve"), dict(type="ShowProgress")]
+log_level = "WARNING"
 randomness = dict(seed=seed)
 train_dataloader = dict(
     batch_size=32,

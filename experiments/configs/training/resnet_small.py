@@ -32,5 +32,6 @@ default_hooks = dict(
     logger=dict(type="LoggerHook", interval=20),
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1),
 )
-custom_hooks = [dict(type="TellEpoch")]
+custom_hooks = [dict(type="TellEpoch"), dict(type="RecordCurve"), dict(type="ShowProgress")]
+log_level = "WARNING"
 randomness = dict(seed=seed)

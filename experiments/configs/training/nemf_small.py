@@ -1,0 +1,23 @@
+# A small NeMF for the synthetic job: minutes on two cores.
+_base_ = "cats_small.py"
+epochs = 6  # of 300 pairs
+model = dict(
+    matcher=dict(
+        _delete_=True,
+        type="nemf",
+        backbone="resnet_small",
+        backbone_weights="{{ fileDirname }}/../../weights/resnet_small.pth",
+        init="head",
+        layers=(4, 6),
+        proj_dim=32,
+        mlp_ratio=2,
+        level_channels=4,
+        field_width=128,
+    ),
+)
+val_cfg = dict(pairs=60)
+train_cfg = dict(max_epochs=epochs, val_interval=3)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, begin=0, end=1, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, end=epochs, eta_min=1e-6, convert_to_iter_based=True),
+]
