@@ -21,7 +21,7 @@ val_cfg = dict(pairs=250)
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=1)
 optim_wrapper = dict(
     type="AutocastOptimWrapper",
-    optimizer=dict(type="AdamW", lr=5e-4, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=2e-4, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [
