@@ -28,6 +28,7 @@ from experiments.provenance import code_fingerprint, code_state, library_version
 from nemf.errors import NemfError
 from nemf.files import claimed, write_text, write_whole
 from nemf.matcher import build_matcher
+from reports.figures import draw_curves
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,8 @@ def train(name: str, out: Path, options: dict[str, Any], data: Path | None = Non
         }
         curve = folder / "curve.json"
         story["curve"] = json.loads(curve.read_text("utf-8")) if curve.exists() else []
+        if story["curve"]:
+            draw_curves({"": story["curve"]}, file.with_suffix(".png"))
         write_text(file.with_suffix(".json"), json.dumps(story, indent=1, default=str) + "\n")
     return file
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,4 +82,46 @@ def draw_matches(
             draw(ConnectionPatch(p, q, **ends, color=colour, lw=1, annotation_clip=False), order=2)
     if unanswered:
         figure.supxlabel(f"no answer for {', '.join(unanswered)}", fontsize=9)
+    write_whole(file, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def draw_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], file: Path) -> None:
+    """Training curves by label: losses (left) and validation PCK in % (right) over epochs, as PNG.
+
+    Each curve is a list of entries with ``epoch``, ``loss`` and the parts ``loss_*``, and, where a
+    validation took place, ``pck-<alpha>`` fractions. NemfError if the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    styles = ("-", "--", ":", "-.")
+    for number, (label, entries) in enumerate(curves.items()):
+        colour = _COLOURS[(4, 5, 2, 6, 0, 1, 3)[number % len(_COLOURS)]]
+        for axes, prefix, scale in ((left, "loss", 1), (right, "pck-", 100)):
+            names = sorted({name for entry in entries for name in entry if name.startswith(prefix)})
+            if prefix == "loss" and len(names) == 2:
+                names.remove("loss")  # a single part is the whole
+            if prefix == "pck-":
+                names.reverse()
+            for name, style in zip(names, styles * len(names), strict=False):
+                points = [
+                    (entry["epoch"], scale * entry[name]) for entry in entries if name in entry
+                ]
+                axes.plot(
+                    *zip(*points, strict=True), style, color=colour, marker=".",
+                    label=f"{label} {name}".strip(),
+                )  # fmt: skip
+    left.set_title("training loss", fontsize=10)
+    right.set_title("validation PCK (%)", fontsize=10)
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=7, frameon=False)
     write_whole(file, lambda temporary: figure.savefig(temporary, format="png"))

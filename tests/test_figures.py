@@ -16,7 +16,7 @@ from matplotlib.text import Annotation, Text
 from PIL import Image as PILImage
 
 from nemf.errors import NemfError
-from reports.figures import draw_matches
+from reports.figures import draw_curves, draw_matches
 
 NAN = float("nan")
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -161,3 +161,25 @@ def test_the_inputs_are_left_alone(tmp_path: Path) -> None:
     assert (reference == BLUE).all()
     assert points.tolist() == [[1, 2]]
     assert answers.tolist() == [[3, 4]]
+
+
+def test_curves_have_a_line_per_loss_and_threshold(tmp_path: Path) -> None:
+    drawn: list[Figure] = []
+    entries = [
+        {"epoch": 1, "loss": 3.0, "loss_field": 2.0, "loss_flow": 1.0},
+        {"epoch": 2, "loss": 1.5, "loss_field": 1.0, "loss_flow": 0.5, "pck-0.10": 0.4},
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        original = Figure.savefig
+        patch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), original(f, *a, **k)))
+        draw_curves({"a": entries}, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5_000
+    left, right = drawn[0].axes
+    losses = {line.get_label(): line.get_ydata() for line in left.lines}
+    assert {name: list(values) for name, values in losses.items()} == {
+        "a loss": [3.0, 1.5],
+        "a loss_field": [2.0, 1.0],
+        "a loss_flow": [1.0, 0.5],
+    }
+    (line,) = right.lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([2], [40.0])

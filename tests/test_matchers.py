@@ -118,7 +118,7 @@ def test_any_number_of_queries(matcher: Matcher, n: int) -> None:
     assert found.points.shape == (n, 2)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 150), (310, 64)])
+@pytest.mark.parametrize("size", [(32, 32), (33, 150), (310, 64), (1500, 2000)])
 def test_any_image_size(matcher: Matcher, size: tuple[int, int]) -> None:
     pair = (image(1, *size), image(2, size[1], size[0]), queries(3, 4, *size))
     (found,) = answer(matcher, [pair])
@@ -130,6 +130,25 @@ def test_queries_on_the_border_are_answered_or_nan(matcher: Matcher) -> None:
     (found,) = answer(matcher, [(image(1), image(2), corners)])
     inside = found.points[~torch.isnan(found.points).any(1)]
     assert ((inside > -60) & (inside < 180)).all()
+
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_pictures_without_content_are_answered_inside_or_nan(matcher: Matcher, grey: int) -> None:
+    flat = [Image.from_pixels(np.full((96, 120, 3), grey, np.uint8)) for _ in range(2)]
+    (found,) = answer(matcher, [(*flat, queries(3, 4))])
+    inside = found.points[~torch.isnan(found.points).any(1)]
+    assert ((inside > -60) & (inside < 180)).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_agrees_with_the_cpu(matcher: Matcher) -> None:
+    """Within a pixel: rounding may flip a decision of a random network here and there."""
+    pair = (image(1), image(2, 80, 100), queries(3, 20))
+    (expected,) = answer(matcher, [pair])
+    on_gpu = nemf.build_matcher(matcher.card.name, **SMALL[matcher.card.name]).cuda()
+    (found,) = answer(on_gpu, [(pair[0], pair[1], pair[2].cuda())])
+    away = (found.points.cpu() - expected.points).norm(dim=1).nan_to_num()
+    assert (away < 1e-2).float().mean() > 0.9
 
 
 def test_a_canvas_keeps_coordinates_in_the_image(matcher: Matcher) -> None:
