@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import nemf
 from nemf.aggregation import correlate, soft_argmax, to_flow, unit
 from nemf.errors import NemfError, WeightsNotFound
+from nemf.field import nemf as nemf_module
 from nemf.field import search
 from nemf.field.embedding import CentrePivot, pooled, pooled_correlation, pyramid_embedding
 from nemf.field.field import HarmonicEmbedding, corners, look_up
@@ -175,7 +176,7 @@ def test_reach_is_the_distance_to_what_is_read() -> None:
 def test_scores_equal_the_literal_ones(small: NeMF) -> None:
     a, b = features(small, 1), features(small, 2)
     with torch.no_grad():
-        encoded = small.encode_pair(a, b)
+        encoded = small.encode_pairs([a], [b])
         generator = torch.Generator().manual_seed(0)
         s, t = (torch.rand(500, 2, generator=generator) * 2.4 - 1.2 for _ in range(2))
         side = small.mlp_model.at_targets(t, 16)
@@ -189,12 +190,12 @@ def test_dense_and_sparse_search_equal_the_literal_one(small: NeMF) -> None:
     points = torch.tensor([[3.3, 4.7], [20.0, 15.0], [0.0, 0.0], [25.0, 19.0]])
     targets = to_norm(points, target.canvas)
     with torch.no_grad():
-        encoded = small.encode_pair(source, target)
-        numbers, pixels = small._uniform(target, source), torch.arange(20 * 26)
-        uniform = [numbers(k, pixels) for k in range(small.iterations)]
+        encoded = small.encode_pairs([source], [target])
+        numbers, pixels = small._uniform([target], [source]), torch.arange(20 * 26)
+        uniform = [numbers(k, torch.zeros_like(pixels), pixels) for k in range(small.iterations)]
         literal = literal_search(small, encoded, target, uniform)
-        dense = small.search(encoded, target, source, None)
-        sparse = small.search(encoded, target, source, targets)
+        dense = small.search(encoded, [target], [source], [None])[0]
+        sparse = small.search(encoded, [target], [source], [targets])[0]
     moved = (dense - literal).abs().amax(-1)
     assert (moved < 1e-5).float().mean() > 0.99  # a tie within rounding may fall either way
     torch.testing.assert_close(
@@ -231,10 +232,10 @@ def test_remembered_scores_change_no_decision(small: NeMF, monkeypatch: pytest.M
     targets = to_norm(torch.tensor([[3.3, 4.7], [20.0, 15.0], [25.0, 0.0]]), target.canvas)
 
     def run() -> torch.Tensor:
-        return small.search(encoded, target, source, targets)
+        return small.search(encoded, [target], [source], [targets])[0]
 
     with torch.no_grad():
-        encoded = small.encode_pair(source, target)
+        encoded = small.encode_pairs([source], [target])
         found, queries = run(), queries_of(small, run)
         monkeypatch.setattr(search._Memory, "keep", lambda *_: None)
         forgetful, more = run(), queries_of(small, run)
@@ -247,10 +248,10 @@ def test_remembered_scores_change_no_decision(small: NeMF, monkeypatch: pytest.M
 def test_a_dense_search_in_parts_is_the_same(small: NeMF, monkeypatch: pytest.MonkeyPatch) -> None:
     target, source = features(small, 1), features(small, 2)
     with torch.no_grad():
-        encoded = small.encode_pair(source, target)
-        whole = small.search(encoded, target, source, None)
+        encoded = small.encode_pairs([source], [target])
+        whole = small.search(encoded, [target], [source], [None])[0]
         monkeypatch.setattr(search, "PIXELS_AT_ONCE", 100)
-        parts = small.search(encoded, target, source, None)
+        parts = small.search(encoded, [target], [source], [None])[0]
     assert ((whole - parts).abs().amax(-1) < 1e-6).float().mean() > 0.99
 
 
@@ -264,7 +265,8 @@ def test_the_smallest_images_are_searched(small: NeMF, size: tuple[int, int]) ->
 def test_random_numbers_are_those_of_splitmix() -> None:
     """Against NumPy's unsigned arithmetic; a pixel's numbers do not depend on the others."""
     seed, pixels = 2**64 - 12345, torch.tensor([0, 1, 77, 2_999_999])
-    found = counted_uniform(seed)(3, pixels)
+    first = torch.zeros_like(pixels)
+    found = counted_uniform([seed])(3, first, pixels)
     counter = (3 << 40) + 2 * pixels.numpy()[:, None] + np.arange(2)
     with np.errstate(over="ignore"):
         z = counter.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
@@ -272,12 +274,15 @@ def test_random_numbers_are_those_of_splitmix() -> None:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = (z ^ (z >> np.uint64(31))) >> np.uint64(40)
     np.testing.assert_array_equal(found.numpy(), z.astype(np.float32) / 2**24)
-    assert torch.equal(counted_uniform(seed)(3, pixels[2:]), found[2:])
+    assert torch.equal(counted_uniform([7, seed])(3, first[2:] + 1, pixels[2:]), found[2:])
 
 
 def test_random_numbers_are_uniform_and_unrelated() -> None:
     pixels = torch.arange(100_000)
-    streams = [counted_uniform(s)(i, pixels).flatten() for s, i in ((1, 0), (1, 1), (2, 0))]
+    streams = [
+        counted_uniform([s])(i, torch.zeros_like(pixels), pixels).flatten()
+        for s, i in ((1, 0), (1, 1), (2, 0))
+    ]
     for u in streams:
         assert 0 <= u.min() < 1e-4
         assert 1 - 1e-4 < u.max() < 1
@@ -294,9 +299,9 @@ def test_the_search_improves_the_scores(small: NeMF) -> None:
     grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1).reshape(-1, 2)
     axis = torch.linspace(-1, 1, 16)
     with torch.no_grad():
-        encoded = small.encode_pair(source, target)
+        encoded = small.encode_pairs([source], [target])
         start = initial_field(soft_argmax(encoded.refined.mean(1), axis, axis), height, width)
-        found = small.search(encoded, target, source, None)
+        found = small.search(encoded, [target], [source], [None])[0]
         side = small.mlp_model.at_targets(grid, 16)
         before, after = (
             small.mlp_model.score(encoded.volume, f.reshape(-1, 2), side, torch.arange(len(grid)))
@@ -310,13 +315,32 @@ def test_optimisation_climbs_and_stays_near(small: NeMF) -> None:
     target, source = features(small, 1), features(small, 2)
     points = to_norm(torch.tensor([[3.0, 4.0], [20.0, 15.0], [11.0, 9.0]]), target.canvas)
     with torch.no_grad():
-        volume = small.encode_pair(source, target).volume
+        volume = small.encode_pairs([source], [target]).volume
     start = torch.tensor([[0.1, 0.2], [-0.3, 0.4], [0.5, -0.5]])
     for official in (False, True):
         end = optimise(small.mlp_model, volume, 16, start, points, alpha=0.1, official=official)
         assert not end.requires_grad
         assert ((end - start).abs() <= 3.6e-3).all()  # the rates sum to 3.457e-3, Adam overshoots
         assert (end != start).any()
+
+
+def test_pairs_searched_together_are_answered_as_alone(
+    small: NeMF, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs of different sizes and numbers of keypoints (none, too) in one search."""
+    shapes = ((20, 26), (31, 17), (24, 24), (9, 40))
+    queries = [features(small, k, *shape) for k, shape in enumerate(shapes)]
+    references = [features(small, 10 + k, *shape[::-1]) for k, shape in enumerate(shapes)]
+    rng = np.random.default_rng(3)
+    points = [
+        torch.from_numpy(rng.uniform(0, [w - 1, h - 1], (n, 2))).float()
+        for (h, w), n in zip(shapes, (3, 1, 0, 7), strict=True)
+    ]
+    alone = small.match(queries, references, points)
+    monkeypatch.setitem(nemf_module.PAIRS_AT_ONCE, "cpu", 4)
+    together = small.match(queries, references, points)
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a.points, b.points, rtol=0, atol=1e-3)
 
 
 def test_answers_do_not_depend_on_the_order_of_pairs(small: NeMF) -> None:
@@ -407,7 +431,7 @@ def pair(official: NeMF, shared: Path) -> Any:
     (source,) = official.encode([Image.from_pixels(drawn["src_img"])], "reference")
     (target,) = official.encode([Image.from_pixels(drawn["trg_img"])], "query")
     with torch.no_grad():
-        encoded = official.encode_pair(source, target)
+        encoded = official.encode_pairs([source], [target])
     return source, target, encoded, torch.from_numpy(drawn["trg_kps"].T.copy())
 
 
@@ -437,7 +461,12 @@ def test_the_encoder_is_the_official_one(
             assert_golden(volume, golden, f"corr{k}", 5e-6)
             embedded = embedder(volume.view(1, 1, *src.shape[2:], *trg.shape[2:]))
             assert_golden(embedded, golden, f"corr_embedded{k}", 2e-5)
-        assert_golden(official.cost(source, target), golden, "corr_mnn", 2e-5)
+        assert_golden(
+            official.cost(*([x[None] for x in side.levels] for side in (source, target))),
+            golden,
+            "corr_mnn",
+            2e-5,
+        )
     assert_golden(encoded.refined, golden, "refined_corr", 3e-5)
     mean = encoded.refined.mean(1)
     np.testing.assert_allclose(mean.numpy(), golden["corr_enc"], atol=1e-5)
@@ -493,7 +522,7 @@ def test_training_logits_are_the_official_ones(
     """The field at the official candidates: of each source keypoint, then of each target one."""
     source, target, encoded, _ = pair
     with torch.no_grad():
-        volumes = [encoded.volume, official.encode_pair(target, source).volume]
+        volumes = [encoded.volume, official.encode_pairs([target], [source]).volume]
     for k, volume in enumerate(volumes):
         src, trg = (
             torch.from_numpy(golden[f"train_{side}_kps"][k].T).float() / 511 * 2 - 1
@@ -535,7 +564,7 @@ def test_optimisation_from_the_official_field(official: NeMF, shared: Path) -> N
     (source,) = official.encode([Image.from_pixels(drawn["src_img"])], "reference")
     (target,) = official.encode([Image.from_pixels(drawn["trg_img"])], "query")
     with torch.no_grad():
-        volume = official.encode_pair(source, target).volume
+        volume = official.encode_pairs([source], [target]).volume
     targets = to_norm(torch.from_numpy(drawn["trg_kps"].T.copy()), target.canvas)
     field = torch.from_numpy(golden["pm_corr"][0]).permute(1, 2, 0)
     begin = read_field(field, targets)
@@ -559,8 +588,8 @@ def test_whole_inference_is_the_official_one(official: NeMF, shared: Path, dense
     torch.manual_seed(int(golden["seed"]))
     if dense:
         with torch.no_grad():
-            encoded = official.encode_pair(source, target)
-            field = official.search(encoded, target, source, None).permute(2, 0, 1)
+            encoded = official.encode_pairs([source], [target])
+            field = official.search(encoded, [target], [source], [None])[0].permute(2, 0, 1)
         moved = np.abs(field.numpy() - golden["pm_corr"][0]).max(0)
         assert (moved < 1e-4).mean() > 0.99  # the official code against itself: 99.9 %
     else:
@@ -571,7 +600,7 @@ def test_whole_inference_is_the_official_one(official: NeMF, shared: Path, dense
         assert (off <= 0.05).all()
         # A comparison of two all but equal scores may fall the other way on another processor.
         with torch.no_grad():
-            encoded = official.encode_pair(source, target)
+            encoded = official.encode_pairs([source], [target])
             side = official.mlp_model.at_targets(to_norm(points, target.canvas), 16)
             ours, official_scores = (
                 official.mlp_model.score(

@@ -278,7 +278,7 @@ def test_the_field_s_loss_is_the_cross_entropy_of_the_true_position() -> None:
     built = nemf.build_matcher("nemf", init="random", **TRAINABLE["nemf"])
     batch = uneven_batch()
     with torch.no_grad():
-        _, volumes = built._encode_batch(batch)
+        volumes = built._encode_batch(batch).volume.unflatten(0, (3, -1))
         in_trg, in_src = built.candidates(batch)
         entropies = []
         for b in range(3):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nemf import onednn
 from nemf.field.embedding import CostEmbedding
 
-QUERIES_AT_ONCE = 1024  # keeps a layer's activations in the processor's cache
+# On a CPU so many that a layer's activations stay in the processor's cache.
+QUERIES_AT_ONCE = {"cpu": 1024, "cuda": 2**17}
 
 
 class HarmonicEmbedding(nn.Module):
@@ -58,10 +59,11 @@ class _MLP(nn.Module):
 
 
 class MatchingField(nn.Module):
-    """Scores pairs of points from the refined cost of one image pair (NeMF, sec. 4.3).
+    """Scores pairs of points from the refined costs of image pairs (NeMF, sec. 4.3).
 
     :meth:`embed` is done once per pair; :meth:`at_targets` once per set of target points;
-    :meth:`score` per candidate.
+    :meth:`score` per candidate. Volumes of several pairs lie below each other, (B * S * T,
+    channels).
     """
 
     def __init__(self, channels: int, width: int = 256) -> None:
@@ -72,32 +74,32 @@ class MatchingField(nn.Module):
         self.cost_embedding = CostEmbedding([(channels + 1, channels, 1, False)], groups=4)
 
     def embed(self, refined: Tensor) -> Tensor:
-        """(B, S * T, channels): the volume to look up, from ``refined`` (B, channels, S, T)."""
+        """(B * S * T, channels): the volumes to look up, from ``refined`` (B, channels, S, T)."""
         size = round(refined.shape[2] ** 0.5)
         volume = torch.cat([refined, refined.mean(1, keepdim=True)], 1)
         volume = volume.unflatten(3, (size, size)).unflatten(2, (size, size))
         volume = self.cost_embedding(volume)
         volume = volume.to(torch.promote_types(volume.dtype, torch.float32))  # under autocast
-        return volume.flatten(2).transpose(1, 2).contiguous()
+        return volume.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
 
-    def at_targets(self, targets: Tensor, size: int) -> TargetSide:
-        """What scoring needs of ``targets`` (N, 2), the same for every candidate source."""
+    def at_targets(self, targets: Tensor, size: int, pairs: Tensor | None = None) -> TargetSide:
+        """What scoring needs of ``targets`` (N, 2), the same for every candidate source. ``pairs``
+        (N,): the pair that each belongs to, by default the first."""
         cells, weights = corners(targets, size)
+        if pairs is not None:
+            cells = cells + pairs[:, None] * size**4
         half = self.mlp[0].fc_p.weight[:, 42:]
         return TargetSide(cells, weights, F.linear(self.harmonic(targets), half), size)
 
     def score(self, volume: Tensor, sources: Tensor, side: TargetSide, rows: Tensor) -> Tensor:
         """(N,) logits of candidate ``sources`` (N, 2); candidate i belongs to target ``rows[i]``.
 
-        ``volume`` (S * T, channels) from :meth:`embed`. Differentiable in ``sources`` through the
+        ``volume`` from :meth:`embed`. Differentiable in ``sources`` through the
         lookup only, as in the official code.
         """
-        parts = [
-            self._score(volume, s, side, r)
-            for s, r in zip(
-                sources.split(QUERIES_AT_ONCE), rows.split(QUERIES_AT_ONCE), strict=True
-            )
-        ]
+        step = QUERIES_AT_ONCE.get(sources.device.type, 2**16)
+        pieces = zip(sources.split(step), rows.split(step), strict=True)
+        parts = [self._score(volume, s, side, r) for s, r in pieces]
         return torch.cat(parts) if parts else sources.new_zeros(0)
 
     def _score(self, volume: Tensor, sources: Tensor, side: TargetSide, rows: Tensor) -> Tensor:
@@ -111,8 +113,9 @@ class MatchingField(nn.Module):
 
 
 class TargetSide:
-    """The target half of queries: ``cells`` and ``weights`` (N, 4) of the corners around each
-    target, ``embedded`` (N, width) its half of the first layer, ``size`` of the grid."""
+    """The target half of queries: ``cells`` (in the pair's volume) and ``weights`` (N, 4) of the
+    corners around each target, ``embedded`` (N, width) its half of the first layer, ``size`` of
+    the grid."""
 
     def __init__(self, cells: Tensor, weights: Tensor, embedded: Tensor, size: int) -> None:
         self.cells, self.weights, self.embedded, self.size = cells, weights, embedded, size
@@ -134,7 +137,8 @@ def corners(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def look_up(volume: Tensor, sources: Tensor, cells: Tensor, weights: Tensor, size: int) -> Tensor:
     """(N, channels): the volume read quadrilinearly, 16 corners a query.
 
-    ``volume`` (S * T, channels); ``sources`` (N, 2); ``cells``, ``weights`` (N, 4) of the targets.
+    ``volume`` (B * S * T, channels); ``sources`` (N, 2); ``cells``, ``weights`` (N, 4) of the
+    targets, cells counted on from the first row of their pair's volume.
     """
     source_cells, source_weights = corners(sources, size)
     index = (source_cells[:, :, None] * size**2 + cells[:, None]).flatten(1)

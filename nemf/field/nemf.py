@@ -59,6 +59,7 @@ CARD = MatcherCard(
 )
 
 INPUT_PX = 256
+PAIRS_AT_ONCE = {"cpu": 1, "cuda": 8}  # a CPU gains nothing from batches
 PAPER_SIZES = {
     "proj_dim": 128,
     "depth": 1,
@@ -99,7 +100,7 @@ class NeMFFeatures:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One encoded pair: ``refined`` (1, 16 L, S, T); ``volume`` (S * T, 16 L) to look up."""
+    """Encoded pairs: ``refined`` (B, 16 L, S, T); ``volume`` (B * S * T, 16 L) to look up."""
 
     refined: Tensor
     volume: Tensor
@@ -295,12 +296,22 @@ class NeMF(Matcher):
         """(B, 16 L, S, T): the aggregated cost; projections (B, L, positions, proj_dim)."""
         return self.decoder(cost, source, target)
 
-    def encode_pair(self, source: NeMFFeatures, target: NeMFFeatures) -> Encoded:
-        """Everything about a pair that does not depend on the queries."""
-        projections = (x.projected[None].to(self.device) for x in (source, target))
-        levels = ([x[None].to(self.device) for x in image.levels] for image in (source, target))
-        refined = self.refine(self.cost(*levels), *projections)
-        return Encoded(refined, self.mlp_model.embed(refined)[0])
+    def encode_pairs(
+        self, sources: Sequence[NeMFFeatures], targets: Sequence[NeMFFeatures]
+    ) -> Encoded:
+        """Everything about pairs that does not depend on the queries."""
+        (source, src_projected), (target, trg_projected) = (
+            (
+                [
+                    torch.stack(x).to(self.device)
+                    for x in zip(*(i.levels for i in images), strict=True)
+                ],
+                torch.stack([image.projected for image in images]).to(self.device),
+            )
+            for images in (sources, targets)
+        )
+        refined = self.refine(self.cost(source, target), src_projected, trg_projected)
+        return Encoded(refined, self.mlp_model.embed(refined))
 
     # -- training -----------------------------------------------------------------------------
 
@@ -317,19 +328,18 @@ class NeMF(Matcher):
         mean over the labelled ones, times ``flow_weight``. The paper gives neither's details."""
         settings = self.training_field
         counts = counts or self.supervised(batch)
-        refined, volumes = self._encode_batch(batch)
-        logits = self.logits(volumes, batch, self.candidates(batch))
+        encoded = self._encode_batch(batch)
+        logits = self.logits(encoded.volume, batch, self.candidates(batch))
         truth = logits.new_zeros(len(logits), dtype=torch.long)
         field = F.cross_entropy(logits.float(), truth, reduction="sum")
-        flow = to_flow(soft_argmax(refined.mean(1), self.x_normal, self.y_normal))
+        flow = to_flow(soft_argmax(encoded.refined.mean(1), self.x_normal, self.y_normal))
         apart = end_point_error(flow, *flow_labels(batch, self.feature_size, self.official))
         return {
             "loss_field": field / counts["loss_field"].clamp_min(1),
             "loss_flow": settings.flow_weight * apart / counts["loss_flow"].clamp_min(1),
         }
 
-    def _encode_batch(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """(B, 16 L, S, T) refined costs and (B, S * T, 16 L) volumes to look up."""
+    def _encode_batch(self, batch: PairBatch) -> Encoded:
         sides = []
         for frames in (batch.src, batch.trg):
             if batch.side_px != INPUT_PX:
@@ -339,7 +349,7 @@ class NeMF(Matcher):
             sides.append(([unit(x) for x in levels], self.project(levels)))
         (source, src_projected), (target, trg_projected) = sides
         refined = self.refine(self.cost(source, target), src_projected, trg_projected)
-        return refined, self.mlp_model.embed(refined)
+        return Encoded(refined, self.mlp_model.embed(refined))
 
     def candidates(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """(B, K, N - 1, 2) normalised wrong positions in the target, for every source keypoint, and
@@ -361,26 +371,26 @@ class NeMF(Matcher):
         in_trg, in_src = (drawn / (side - 1) * 2 - 1).to(batch.src.device)
         return in_trg, in_src
 
-    def logits(
-        self, volumes: Tensor, batch: PairBatch, candidates: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def logits(self, volume: Tensor, batch: PairBatch, candidates: tuple[Tensor, Tensor]) -> Tensor:
         """(M, N): scores of the true position, first, and the ``candidates``; rows are the valid
-        source keypoints of a pair, then its target keypoints, pair by pair."""
-        rows = []
-        for i, valid in enumerate(batch.valid):
-            size = (batch.side_px, batch.side_px)
-            src, trg = (to_norm(kps[i, valid], size) for kps in (batch.src_kps, batch.trg_kps))
-            in_trg, in_src = (
-                torch.cat([true[:, None], wrong[i, valid]], 1)
-                for true, wrong in zip((trg, src), candidates, strict=True)
-            )
-            sources = torch.cat([src[:, None].expand_as(in_trg), in_src]).flatten(0, 1)
-            targets = torch.cat([in_trg, trg[:, None].expand_as(in_src)]).flatten(0, 1)
-            side = self.mlp_model.at_targets(targets, self.feature_size)
-            each = torch.arange(len(targets), device=targets.device)
-            scores = self.mlp_model.score(volumes[i], sources, side, each)
-            rows.append(scores.view(-1, in_trg.shape[1]))
-        return torch.cat(rows)
+        source keypoints of all pairs, then their target keypoints."""
+        size = (batch.side_px, batch.side_px)
+        pairs, _ = torch.nonzero(batch.valid, as_tuple=True)
+        src, trg = (
+            to_norm(kps[batch.valid], size)[:, None] for kps in (batch.src_kps, batch.trg_kps)
+        )
+        in_trg, in_src = (
+            torch.cat([true, wrong[batch.valid]], 1)
+            for true, wrong in zip((trg, src), candidates, strict=True)
+        )
+        sources = torch.cat([src.expand_as(in_trg), in_src])
+        targets = torch.cat([in_trg, trg.expand_as(in_src)])
+        of = pairs.repeat(2).repeat_interleave(targets.shape[1])
+        side = self.mlp_model.at_targets(targets.flatten(0, 1), self.feature_size, of)
+        each = torch.arange(len(of), device=of.device)
+        return self.mlp_model.score(volume, sources.flatten(0, 1), side, each).view_as(
+            targets[..., 0]
+        )
 
     # -- search -------------------------------------------------------------------------------
 
@@ -391,62 +401,83 @@ class NeMF(Matcher):
         references: Sequence[NeMFFeatures],
         points: Sequence[Tensor],
     ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(query, reference, kps) for query, reference, kps in triples]
+        triples = list(zip(queries, references, points, strict=True))
+        step = 1 if self.official else PAIRS_AT_ONCE.get(self.device.type, 1)
+        parts = [triples[i : i + step] for i in range(0, len(triples), step)]
+        return [found for part in parts for found in self._match(part)]
 
-    def _match(self, target: NeMFFeatures, source: NeMFFeatures, points: Tensor) -> Matches:
-        points = points.to(self.device, torch.float32)
-        if self.official:
-            height, width = target.canvas
-            points = torch.minimum(points.clamp_min(0), points.new_tensor([width - 1, height - 1]))
-        targets = to_norm(points, target.canvas)
-        if not len(points):
-            return Matches(points.clone())
-        encoded = self.encode_pair(source, target)
-        found = self.search(encoded, target, source, targets)
-        answer = read_field(found, targets)
+    def _match(self, part: Sequence[tuple[NeMFFeatures, NeMFFeatures, Tensor]]) -> list[Matches]:
+        answers = [Matches(points.to(self.device, torch.float32).clone()) for _, _, points in part]
+        asked = [k for k, answer in enumerate(answers) if len(answer.points)]
+        if not asked:
+            return answers
+        queries, references, _ = zip(*(part[k] for k in asked), strict=True)
+        targets = [
+            to_norm(self._within(answers[k].points, query.canvas), query.canvas)
+            for k, query in zip(asked, queries, strict=True)
+        ]
+        encoded = self.encode_pairs(references, queries)
+        fields = self.search(encoded, queries, references, targets)
+        found = torch.cat([read_field(f, t) for f, t in zip(fields, targets, strict=True)])
+        counts = [len(t) for t in targets]
         if self.optimise:
-            answer = optimise(
+            numbers = torch.arange(len(asked), device=self.device)
+            found = optimise(
                 self.mlp_model,
                 encoded.volume,
                 self.feature_size,
-                answer,
-                targets,
+                found,
+                torch.cat(targets),
                 alpha=self.alpha,
                 official=self.official,
+                pairs=numbers.repeat_interleave(torch.tensor(counts, device=self.device)),
             )
-        return Matches(to_pixels(answer, source.canvas))
+        for k, reference, positions in zip(asked, references, found.split(counts), strict=True):
+            answers[k] = Matches(to_pixels(positions, reference.canvas))
+        return answers
+
+    def _within(self, points: Tensor, canvas: Size) -> Tensor:
+        """``points`` as the search takes them: official code clamps them into the canvas."""
+        if not self.official:
+            return points
+        height, width = canvas
+        return torch.minimum(points.clamp_min(0), points.new_tensor([width - 1, height - 1]))
 
     def search(
         self,
         encoded: Encoded,
-        target: NeMFFeatures,
-        source: NeMFFeatures,
-        targets: Tensor | None,
-    ) -> Tensor:
-        """(H, W, 2): the field over the target's canvas, normalised source coordinates. With
-        ``targets`` (N, 2) only what they read is searched; None gives the whole field."""
-        height, width = target.canvas
+        targets: Sequence[NeMFFeatures],
+        sources: Sequence[NeMFFeatures],
+        points: Sequence[Tensor | None],
+    ) -> list[Tensor]:
+        """Per pair the field (H, W, 2) over the target's canvas, normalised source coordinates.
+        With ``points`` (N, 2), normalised, only what they read is searched; None gives the whole
+        field."""
         axis = torch.linspace(-1, 1, self.feature_size, device=self.device)
         positions = soft_argmax(encoded.refined.mean(1), axis, axis)
+        starts = [
+            initial_field(cells[None], *target.canvas)
+            for cells, target in zip(positions, targets, strict=True)
+        ]
         return patch_match(
             self.mlp_model,
             encoded.volume,
             self.feature_size,
-            initial_field(positions, height, width),
-            self._uniform(target, source),
-            points=targets,
+            starts,
+            self._uniform(targets, sources),
+            points=points,
             iterations=self.iterations,
             alpha=self.alpha,
         )
 
-    def _uniform(self, target: NeMFFeatures, source: NeMFFeatures) -> Uniform:
-        """The pair's own random numbers, or torch's global ones if official."""
+    def _uniform(self, targets: Sequence[NeMFFeatures], sources: Sequence[NeMFFeatures]) -> Uniform:
+        """The pairs' own random numbers, or torch's global ones if official (one pair then)."""
         if self.official:
-            shape = (1, *target.canvas, 2)  # drawn whole, to stay in step with the official stream
-            return lambda _, pixels: torch.rand(shape, device=self.device).view(-1, 2)[pixels]
-        text = f"{self.seed} {target.hash} {source.hash}".encode()
-        return counted_uniform(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
+            shape = (1, *targets[0].canvas, 2)  # drawn whole, to stay in step with official streams
+            return lambda _, __, pixels: torch.rand(shape, device=self.device).view(-1, 2)[pixels]
+        texts = [f"{self.seed} {t.hash} {s.hash}" for t, s in zip(targets, sources, strict=True)]
+        digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+        return counted_uniform([int.from_bytes(digest[:8], "big") for digest in digests])
 
 
 def _draw(kps: Tensor, side_px: int, settings: FieldTraining, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@ pixel, the source position it is matched to.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from nemf.field.field import MatchingField, TargetSide
 
-Uniform = Callable[[int, Tensor], Tensor]
+# Numbers (N, 2) in [0, 1) for an iteration, the pairs (N,) and the pixels (N,) in their targets.
+Uniform = Callable[[int, Tensor, Tensor], Tensor]
 
 PIXELS_AT_ONCE = 65_536  # bounds the memory of a dense search
 ETA_MIN, ETA_MAX = 1e-6, 3e-4  # learning rates of the coordinate optimisation
@@ -25,15 +26,16 @@ WEIGHT_DECAY = 0.01
 OPTIMISATION_STEPS = 20
 
 
-def counted_uniform(seed: int) -> Uniform:
-    """Numbers for :func:`patch_match` that depend on ``seed``, iteration and pixel only: the 24
-    highest bits of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) at a counter. Alike on every
+def counted_uniform(seeds: Sequence[int]) -> Uniform:
+    """Numbers for :func:`patch_match` that depend on the pair's seed, iteration and pixel only: the
+    24 highest bits of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) at a counter. Alike on every
     device; what one pixel gets does not depend on which others are searched."""
+    table = torch.tensor([_signed(seed) for seed in seeds])
 
-    def uniform(iteration: int, pixels: Tensor) -> Tensor:
+    def uniform(iteration: int, pairs: Tensor, pixels: Tensor) -> Tensor:
         axes = torch.arange(2, device=pixels.device)
         z = (iteration * 2**40 + 2 * pixels[:, None] + axes) * _signed(0x9E3779B97F4A7C15)
-        z = z + _signed(seed)
+        z = z + table.to(pixels.device)[pairs][:, None]
         z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
         z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
         return _shifted(z ^ _shifted(z, 31), 40).float() / 2**24
@@ -84,51 +86,102 @@ def patch_match(
     field: MatchingField,
     volume: Tensor,
     size: int,
-    start: Tensor,
+    starts: Sequence[Tensor],
     uniform: Uniform,
     *,
-    points: Tensor | None,
+    points: Sequence[Tensor | None],
     iterations: int,
     alpha: float,
-) -> Tensor:
-    """The field (H, W, 2) after ``iterations`` of propagation and random search from ``start``.
+) -> list[Tensor]:
+    """Per pair the field (H, W, 2) after ``iterations`` of propagation and random search from its
+    start. ``volume`` holds the pairs' below each other.
 
-    ``uniform(iteration, pixels)`` gives numbers (N, 2) in [0, 1) for the pixels of that number
-    (N,), called once per iteration. ``points`` (N, 2): target points at which the result will be
-    read bilinearly; only pixels that can reach them are searched, and only there the result means
-    something. None searches everywhere.
+    ``uniform`` is called once per iteration. ``points``, per pair (N, 2): target points at which
+    the result will be read bilinearly; only pixels that can reach them are searched, and only there
+    the result means something. None searches everywhere.
     """
-    height, width = start.shape[:2]
-    distance = reach(points, height, width).flatten().to(start.device)
-    active = torch.nonzero(distance <= iterations - 1).flatten()
-    distance = distance[active]
-    memory = _Memory(len(active), start.device)
-    parts = max(1, math.ceil(len(active) / PIXELS_AT_ONCE))
-    sides = _target_sides(field, active, (height, width), size) if parts == 1 else None
-    start = start.reshape(-1, 2)
-    current = start
+    canvases = [start.shape[:2] for start in starts]
+    pixels = _Pixels(canvases, points, iterations - 1, volume.device)
+    memory = _Memory(len(pixels.number), volume.device)
+    parts = max(1, math.ceil(len(pixels.number) / PIXELS_AT_ONCE))
+    sides = pixels.target_sides(field, slice(None), size) if parts == 1 else None
+    start = current = torch.cat([x.reshape(-1, 2) for x in starts])
     for iteration in range(iterations):
-        near = torch.nonzero(distance <= iterations - 1 - iteration).flatten()
-        jumps = (uniform(iteration, active[near]) - 0.5) * (2 * alpha)
+        near = torch.nonzero(pixels.distance <= iterations - 1 - iteration).flatten()
+        jumps = uniform(iteration, pixels.pair[near], pixels.within(near)) - 0.5
         moved = []
         for rows, jump in zip(near.tensor_split(parts), jumps.tensor_split(parts), strict=True):
-            pixels = active[rows]
             side, of = sides, rows
             if side is None:
-                side = _target_sides(field, pixels, (height, width), size)
-                of = torch.arange(len(pixels), device=pixels.device)
-            candidates = current[_neighbourhood(pixels, height, width)]
+                side = pixels.target_sides(field, rows, size)
+                of = torch.arange(len(rows), device=rows.device)
+            candidates = current[pixels.around[rows]]
             scores = _scores(field, volume, candidates, side, of, memory, rows)
             score = scores.amax(1)
             best = (scores == score[:, None]).byte().argmax(1)  # the first of equal ones
-            best = candidates[torch.arange(len(pixels), device=best.device), best]
-            tried = best + jump
+            best = candidates[torch.arange(len(rows), device=best.device), best]
+            tried = best + jump * (2 * alpha)
             tried_score = field.score(volume, tried, side, of)
             memory.keep(rows, candidates, scores, tried, tried_score)
             best = torch.where((tried_score > score)[:, None], tried, best)
-            moved.append(best.clamp(start[pixels] - alpha, start[pixels] + alpha))
-        current = current.index_copy(0, active[near], torch.cat(moved))
-    return current.reshape(height, width, 2)
+            begun = start[pixels.number[rows]]
+            moved.append(best.clamp(begun - alpha, begun + alpha))
+        current = current.index_copy(0, pixels.number[near], torch.cat(moved))
+    sizes = [height * width for height, width in canvases]
+    fields = zip(current.split(sizes), canvases, strict=True)
+    return [found.view(*canvas, 2) for found, canvas in fields]
+
+
+class _Pixels:
+    """The target pixels of all pairs that take part in a search, all pixels numbered pair by pair
+    and row by row.
+
+    ``number``, ``pair``, ``distance`` (N,): of each, the last to what is read (:func:`reach`);
+    ``around`` (N, 5): the numbers of each pixel, its left, upper, right and lower neighbour.
+    """
+
+    def __init__(
+        self,
+        canvases: Sequence[tuple[int, int]],
+        points: Sequence[Tensor | None],
+        furthest: int,
+        device: torch.device,
+    ) -> None:
+        numbers, pairs, distances, around = [], [], [], []
+        self.canvases, first = canvases, 0
+        for pair, ((height, width), read) in enumerate(zip(canvases, points, strict=True)):
+            distance = reach(read, height, width).flatten()
+            inside = torch.nonzero(distance <= furthest).flatten()
+            numbers.append(inside + first)
+            pairs.append(torch.full_like(inside, pair))
+            distances.append(distance[inside])
+            around.append(_neighbourhood(inside, height, width) + first)
+            first += height * width
+        self.number, self.pair, self.distance, self.around = (
+            torch.cat(x).to(device) for x in (numbers, pairs, distances, around)
+        )
+        areas = torch.tensor([0] + [height * width for height, width in canvases])
+        self.first = areas.cumsum(0)[:-1].to(device)
+
+    def within(self, rows: Tensor | slice) -> Tensor:
+        """(M,): the numbers of the pixels ``rows`` in their own target."""
+        return self.number[rows] - self.first[self.pair[rows]]
+
+    def target_sides(self, field: MatchingField, rows: Tensor | slice, size: int) -> TargetSide:
+        """The target half of queries at the pixels ``rows``."""
+        device = self.number.device
+        widths = torch.tensor([width for _, width in self.canvases], device=device)
+        pair, pixel = self.pair[rows], self.within(rows)
+        # The exact steps of linspace, which [-1] is for a single row or column.
+        axes = [
+            [torch.linspace(-1, 1, canvas[k], device=device) for canvas in self.canvases]
+            for k in (1, 0)
+        ]
+        xy = torch.empty(len(pixel), 2, device=device)
+        for k, at in enumerate((pixel % widths[pair], pixel // widths[pair])):
+            lengths = torch.tensor([0] + [len(axis) for axis in axes[k]], device=device)
+            xy[:, k] = torch.cat(axes[k])[at + lengths.cumsum(0)[pair]]
+        return field.at_targets(xy, size, pair)
 
 
 class _Memory:
@@ -179,18 +232,6 @@ def _scores(
     return scores
 
 
-def _target_sides(
-    field: MatchingField, pixels: Tensor, canvas: tuple[int, int], size: int
-) -> TargetSide:
-    """The target half of queries at ``pixels`` (N,), numbered row by row on the canvas."""
-    height, width = canvas
-    x, y = (
-        torch.linspace(-1, 1, n, device=pixels.device)[at]  # [-1] for a single row or column
-        for n, at in ((width, pixels % width), (height, pixels // width))
-    )
-    return field.at_targets(torch.stack([x, y], -1), size)
-
-
 def _neighbourhood(pixels: Tensor, height: int, width: int) -> Tensor:
     """(N, 5): the numbers of each pixel, its left, upper, right and lower neighbour."""
     row, col = pixels // width, pixels % width
@@ -230,17 +271,22 @@ def optimise(
     *,
     alpha: float,
     official: bool,
+    pairs: Tensor | None = None,
 ) -> Tensor:
     """(N, 2): source positions after gradient steps on -log sigmoid(score) from ``start`` (N, 2),
-    at most ``alpha`` away from it on either axis.
+    at most ``alpha`` away from it on either axis. ``pairs`` (N,): the pair of each, by default all
+    of one; every pair is optimised as if it were alone.
 
     AdamW with weight decay on the coordinates, and a schedule that lags by one step, as published.
     ``official`` takes the logarithm of the sigmoid literally: its gradient vanishes above a score
     of about 16.6 and is NaN below about -88 (that keypoint is then NaN); otherwise it is stable.
     """
     with torch.no_grad():
-        side = field.at_targets(targets, size)
+        side = field.at_targets(targets, size, pairs)
     rows = torch.arange(len(targets), device=targets.device)
+    if pairs is None:
+        pairs = torch.zeros_like(rows)
+    weights = 1 / torch.bincount(pairs)[pairs]  # the loss of a pair is its keypoints' mean
     positions = start.detach().clone().requires_grad_(True)
     low, high = start - alpha, start + alpha
     optimiser = torch.optim.AdamW([positions], lr=ETA_MAX, weight_decay=WEIGHT_DECAY)
@@ -249,7 +295,7 @@ def optimise(
             optimiser.param_groups[0]["lr"] = learning_rate(step)
             scores = field.score(volume, positions, side, rows)
             likely = torch.sigmoid(scores).log() if official else F.logsigmoid(scores)
-            (positions.grad,) = torch.autograd.grad(-likely.mean(), positions)
+            (positions.grad,) = torch.autograd.grad(-(likely * weights).sum(), positions)
             optimiser.step()
             with torch.no_grad():
                 positions.copy_(positions.clamp(low, high))

@@ -36,7 +36,7 @@ def literal_scores(matcher: NeMF, encoded: Encoded, sources: Tensor, targets: Te
     sampled at the source point, the result at the target point."""
     field, size = matcher.mlp_model, matcher.feature_size
     n, channels = len(sources), field.channels
-    volume = field.embed(encoded.refined)[0]  # (S * T, C)
+    volume = field.embed(encoded.refined)  # (S * T, C)
     by_source = volume.view(size, size, size * size * channels).permute(2, 0, 1).contiguous()
     scores = []
     for start in range(0, n, 2_000):  # 2,000 x 16,384 floats are 131 MB
@@ -114,14 +114,14 @@ def main(height: int, width: int, n_points: int = 10) -> None:
     whole, _ = shortest(pair)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     encoding, (target, source) = shortest(lambda: [matcher.encode([i], "query")[0] for i in images])
-    pairing, encoded = shortest(lambda: matcher.encode_pair(source, target))
+    pairing, encoded = shortest(lambda: matcher.encode_pairs([source], [target]))
     targets = to_norm(points, target.canvas)
-    searching, found = shortest(lambda: matcher.search(encoded, target, source, targets))
+    searching, found = shortest(lambda: matcher.search(encoded, [target], [source], [targets])[0])
     begin, volume = read_field(found, targets), encoded.volume
     climbing, _ = shortest(
         lambda: optimise(field, volume, size, begin, targets, alpha=0.1, official=False)
     )
-    queries = queries_of(matcher, lambda: matcher.search(encoded, target, source, targets))
+    queries = queries_of(matcher, lambda: matcher.search(encoded, [target], [source], [targets])[0])
     gflop = 2 * IMAGE_GFLOP + PAIR_GFLOP + queries * QUERY_GFLOP
     rows, square = torch.randn(1024, 256), torch.nn.Linear(256, 256)
     product, _ = shortest(lambda: onednn.linear(square, rows), 50)
