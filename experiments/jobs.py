@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,15 @@ from nemf.datasets.index import PairDataset
 from nemf.datasets.synthetic import synthetic_marker
 from nemf.errors import NemfError, WeightsNotFound
 from nemf.files import write_text
-from nemf.predictions import Predictions
+from nemf.predictions import FILE_NAME, Predictions
 from nemf.scoring import Protocol, get_protocol
-from reports.records import current_predictions, make_record, score_pairs, write_record
+from reports.records import (
+    PairScores,
+    current_predictions,
+    make_record,
+    score_pairs,
+    write_record,
+)
 from reports.tables import TableSpec
 
 log = logging.getLogger(__name__)
@@ -165,10 +171,13 @@ def score_file(
 
 
 def score_table(spec: TableSpec, out: Path) -> int:
-    """Scores every current prediction file for a table; returns how many records were written."""
+    """Scores every current prediction file on a table's datasets; returns how many records were
+    written."""
     count = 0
     for file in current_predictions(out):
         predictions = Predictions.read(file, ["pair"])
+        if predictions.meta["dataset"] not in (*spec.columns, *spec.extra_columns):
+            continue
         matcher = predictions.meta["matcher"]
         official = matcher.get("card", {}).get("official_protocol")
         layout = predictions.meta["layout"]
@@ -180,6 +189,22 @@ def score_table(spec: TableSpec, out: Path) -> int:
     if not count:
         raise NemfError(f"{out}: holds no predictions to score: run `nemf predict` first")
     return count
+
+
+def rescorer(
+    found: Iterable[tuple[Path, dict[str, Any]]], alphas: tuple[float, ...]
+) -> Callable[[dict[str, Any]], PairScores]:
+    """A function from one of the records ``found`` (with their files, as
+    :func:`reports.records.current_records` gives them) to its scores pair by pair at ``alphas``."""
+    files = {record["predictions_sha256"]: path.parent.parent / FILE_NAME for path, record in found}
+
+    def rescore(record: dict[str, Any]) -> PairScores:
+        predictions = Predictions.read(files[record["predictions_sha256"]])
+        protocol = get_protocol(record["protocol"]["id"])
+        grid = record["predictions"]["matcher"].get("grid")
+        return score_pairs(predictions, protocol, alphas, oracle_grid=grid)
+
+    return rescore
 
 
 def open_dataset(name: str, data: Path, split: str, **options: Any) -> PairDataset:

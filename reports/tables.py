@@ -1,15 +1,14 @@
-"""Tables from score records: Markdown, LaTeX (booktabs) and CSV from one set of cells.
+"""Tables from score records: what a specification asks for, ranked, compared and footnoted.
 
-Measured and published figures are never mixed silently: every row says which it is, measured cells
-carry their interval, and the footnotes say how each number was obtained. A table is all real or
-all synthetic.
+Measured and published figures are never mixed silently: every row says which it is, the two are
+ranked apart, measured cells carry their interval, and the footnotes say how each number was
+obtained. A table is all real or all synthetic. How to read one: docs/tables.md.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,30 @@ import yaml
 
 from nemf.datasets import dataset_class
 from nemf.errors import NemfError
-from nemf.files import write_text
 from nemf.scoring import check_alphas, get_protocol
+from reports.published_figures import PublishedMethod, PublishedTable
+from reports.ranking import CLASS_MEAN, Contender, ScoresOf, class_mean, places, rank_columns
+from reports.records import PairScores
+from reports.table_files import Column, Table, value_key
 
-PUBLISHED = Path(__file__).parent / "published"
-_UNNUMBERED = re.compile(r"^Table \d+: ")  # LaTeX numbers tables itself
+KINDS = ("datasets", "classes")
 _BASES = {"bbox": "bbox", "image": "img", "kps_extent": "bbox-kp", "kps_extent_padded": "bbox-kp"}
+_REFERENCES = ("copy", "oracle-grid")  # the floor and the ceilings, no methods
+_SHORT = {  # as the paper heads its columns
+    "aeroplane": "aero", "bicycle": "bike", "motorbike": "mbike", "pottedplant": "plant",
+    "tvmonitor": "tv",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table's specification file (``experiments/tables/*.yaml``), see the comments there."""
+    """A table's specification file (``experiments/tables/*.yaml``), see the comments there.
+
+    ``kind``: the columns are "datasets" at every alpha, or the "classes" of one dataset at one.
+    """
 
     name: str
+    kind: str
     title: str
     split: str
     alphas: tuple[float, ...]
@@ -69,6 +79,8 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     for key in ("name", "title", "split"):
         if not isinstance(content[key], str) or not content[key]:
             raise NemfError(f"{key} must be a text, not {content[key]!r}")
+    if content["kind"] not in KINDS:
+        raise NemfError(f"kind must be datasets or classes, not {content['kind']!r}")
     if content["averaging"] not in ("image", "point"):
         raise NemfError(f"averaging must be image or point, not {content['averaging']!r}")
     for key in ("columns", "extra_columns", "protocols"):
@@ -90,10 +102,11 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(alphas, list):
         raise NemfError(f"alphas must be a list of numbers, not {alphas!r}")
     checked["alphas"] = check_alphas(alphas)
-    published = content["published"]
-    if published is not None and not (PUBLISHED / str(published)).is_file():
-        known = ", ".join(sorted(file.name for file in PUBLISHED.glob("*.yaml")))
-        raise NemfError(f"published must be null or one of {known}, not {published!r}")
+    if content["published"] is not None:
+        PublishedTable.load(str(content["published"]))
+    counts = [len(checked[key]) for key in ("columns", "extra_columns", "alphas")]
+    if content["kind"] == "classes" and counts != [1, 0, 1]:
+        raise NemfError("a table of classes has one dataset in columns, no other, and one alpha")
     return checked
 
 
@@ -103,111 +116,27 @@ def _texts(key: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-@dataclass
-class Table:
-    """A finished table. ``cells``: one row per number with all that is known of it (this is the
-    CSV); ``rows`` and ``datasets`` give the printed order; ``footnotes`` are plain sentences."""
-
-    name: str
-    title: str
-    alphas: tuple[float, ...]
-    datasets: list[str]
-    headings: dict[str, str]
-    rows: list[dict[str, Any]]
-    cells: pd.DataFrame
-    footnotes: list[str]
-    files: list[Path] = field(default_factory=list)
-
-    def markdown(self) -> str:
-        head = ["Method", "Origin", "Protocol", "Eval. reso.", "Flow reso."]
-        for dataset in self.datasets:  # the heading once, over the first alpha
-            first, *others = (f"@{a:g}" for a in self.alphas)
-            head += [f"{self.headings[dataset]} {first}", *others]
-        lines = [
-            f"# {self.title}",
-            "",
-            _pipe(head),
-            _pipe(["---"] * 5 + ["---:"] * (len(head) - 5)),
-        ]
-        lines += [_pipe(self._labels(row) + self._values(row, _plain_cell)) for row in self.rows]
-        lines += ["", *(f"- {note}" for note in self.footnotes)]
-        return "\n".join(lines) + "\n"
-
-    def latex(self) -> str:
-        n = len(self.alphas)
-        spans = [
-            f"\\multicolumn{{{n}}}{{c}}{{{_tex_heading(self.headings[d])}}}" for d in self.datasets
-        ]
-        rules = [
-            f"\\cmidrule(lr){{{6 + n * i}-{5 + n * (i + 1)}}}" for i in range(len(self.datasets))
-        ]
-        alphas = [f"{a:g}" for _ in self.datasets for a in self.alphas]
-        head = ["Method", "Origin", "Protocol", "Eval. reso.", "Flow reso."]
-        lines = [
-            "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage[T1]{fontenc}.",
-            "\\begin{table*}",
-            f"\\caption{{{_tex(_UNNUMBERED.sub('', self.title))}}}",
-            "\\setlength{\\tabcolsep}{4pt}",
-            "\\resizebox{\\textwidth}{!}{%",
-            f"\\begin{{tabular}}{{lllll{'r' * (n * len(self.datasets))}}}",
-            "\\toprule",
-            " & ".join(["", "", "", "", "", *spans]) + " \\\\",
-            " ".join(rules),
-            " & ".join([*head, *alphas]) + " \\\\",
-            "\\midrule",
-        ]
-        origin = None
-        for row in self.rows:
-            if origin not in (None, row["origin"]):
-                lines.append("\\midrule")
-            origin = row["origin"]
-            labels = [_tex(text) for text in self._labels(row)]
-            lines.append(" & ".join(labels + self._values(row, _tex_mean)) + " \\\\")
-            intervals = self._values(row, _tex_interval)
-            if any(intervals):  # below the means, so that these line up with published ones
-                lines.append(" & ".join([""] * 5 + intervals) + " \\\\")
-        lines += ["\\bottomrule", "\\end{tabular}}", "\\par\\smallskip\\footnotesize\\raggedright"]
-        lines += [_tex(note) + "\\par" for note in self.footnotes]
-        return "\n".join([*lines, "\\end{table*}"]) + "\n"
-
-    def write(self, folder: Path) -> list[Path]:
-        """``<name>.md``, ``.tex`` and ``.csv`` in the folder, each whole or not at all."""
-        texts = {
-            "md": self.markdown(),
-            "tex": self.latex(),
-            "csv": self.cells.to_csv(index=False, lineterminator="\n"),
-        }
-        self.files = [folder / f"{self.name}.{ending}" for ending in texts]
-        for path, text in zip(self.files, texts.values(), strict=True):
-            write_text(path, text)
-        return self.files
-
-    def _labels(self, row: dict[str, Any]) -> list[str]:
-        keys = ("method", "origin", "protocol", "eval_resolution", "flow_resolution")
-        return [str(row[key] or "–") for key in keys]
-
-    def _values(self, row: dict[str, Any], render: Any) -> list[str]:
-        return [render(row["values"].get((d, a))) for d in self.datasets for a in self.alphas]
-
-
 def build_table(
     spec: TableSpec,
     records: Sequence[dict[str, Any]],
     *,
     synthetic: bool,
     missing: Iterable[str] = (),
+    scores_of: ScoresOf | None = None,
 ) -> Table:
     """The table of a specification from score records of one kind (real or synthetic).
 
     Rows appear in the order of the labels given by the records' position; published rows (real
     tables only) come first, in the paper's order. ``missing``: sentences on what was not measured.
+    ``scores_of`` gives a record's per-pair scores, for paired tests against the best and for the
+    interval of the class mean; without it the intervals alone decide, and the class mean has none.
 
     Records under a protocol that the specification does not name are left out, except those of
     predictions made elsewhere, whose protocol the user chose.
 
     NemfError if no record fits, if two records of a column come from different versions of a
     dataset (their fingerprints differ), if a record lacks an alpha, or if the published figures
-    are averaged differently.
+    are averaged differently or of another split.
     """
     fitting = [
         r
@@ -224,132 +153,59 @@ def build_table(
     _one_fingerprint_per_dataset(fitting)
     _one_method_per_label(fitting)
     _every_alpha(fitting, spec)
+    scores_of = _remembered(scores_of) if scores_of else None
+    published = None if synthetic else _load_published(spec)
     measured = {r["predictions"]["dataset"] for r in fitting}
     datasets = [*spec.columns, *(d for d in spec.extra_columns if d in measured)]
-    published = None if synthetic or not spec.published else _load_published(spec)
-    rows, cells = _published_rows(published, datasets, spec) if published else ([], [])
-    for key, group in _grouped(fitting).items():
-        row, row_cells = _measured_row(key, group, spec)
-        rows.append(row)
-        cells += row_cells
-    warning = " — SYNTHETIC stand-ins (rendered objects): says nothing about photographs"
+    groups = _groups(spec, fitting, published)
+    printed = _published_rows(published, datasets, groups, spec) if published else []
+    rows, cells = _measured_rows(fitting, groups, spec, scores_of)
+    comparisons = rank_columns(
+        _rankable(cells), averaging=spec.averaging, level=fitting[0]["level"], scores_of=scores_of
+    )
+    for cell in cells:
+        _compare_with_published(cell, published)
+    headings = {d: _heading(d, fitting, synthetic) for d in datasets}
+    columns = _columns(spec, datasets, groups, headings, cells)
     return Table(
         name=spec.name,
-        title=spec.title + (warning if synthetic else ""),
+        title=_title(spec, fitting, synthetic),
         alphas=spec.alphas,
         datasets=datasets,
-        headings={d: _heading(d, fitting, synthetic) for d in datasets},
-        rows=rows,
-        cells=pd.DataFrame(cells),
-        footnotes=_footnotes(fitting, published, rows, spec, missing),
+        headings=headings,
+        rows=[*printed, *rows],
+        cells=_cell_frame(printed, cells, published, spec),
+        footnotes=[
+            *_number_notes(fitting, spec),
+            *_published_notes(published, printed, spec),
+            *_rank_notes(fitting, cells, comparisons, scores_of is not None),
+            *_delta_notes(fitting, cells, published),
+            *_provenance_notes(fitting, rows, spec),
+            *(f"Not measured: {sentence}" for sentence in missing),
+        ],
+        columns=columns,
+        labels={"method": "Method", "origin": "Origin", "protocol": "Protocol"}
+        | (
+            {"eval_resolution": "Eval. reso.", "flow_resolution": "Flow reso."}
+            if spec.kind == "datasets"
+            else {}
+        ),
     )
 
 
-def _grouped(records: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Records by (matcher label, protocol): floors, then matchers, then ceilings; a matcher's own
-    paper protocol before the others."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for record in records:
-        key = (record["predictions"]["matcher"]["label"], record["protocol"]["id"])
-        groups.setdefault(key, []).append(record)
-    order = list(dict.fromkeys(label for label, _ in groups))
+def _remembered(scores_of: ScoresOf) -> ScoresOf:
+    """``scores_of`` that is asked once for each record."""
+    known: dict[int, PairScores] = {}
 
-    def rank(key: tuple[str, str]) -> tuple[bool, int, bool, str]:
-        matcher = groups[key][0]["predictions"]["matcher"]
-        own = matcher.get("card", {}).get("official_protocol") == key[1]
-        return matcher["name"] == "oracle-grid", order.index(key[0]), not own, key[1]
+    def ask(record: dict[str, Any]) -> PairScores:
+        if id(record) not in known:
+            known[id(record)] = scores_of(record)
+        return known[id(record)]
 
-    return {key: groups[key] for key in sorted(groups, key=rank)}
+    return ask
 
 
-def _measured_row(
-    key: tuple[str, str], records: list[dict[str, Any]], spec: TableSpec
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    label, protocol = key
-    matchers = [record["predictions"]["matcher"] for record in records]
-    matcher, card = matchers[0], matchers[0].get("card", {})
-    marks = []
-    if any(m.get("random_weights") for m in matchers):
-        marks.append("random weights")
-    if any(m.get("card", {}).get("oracle_class") for m in matchers):
-        marks.append("oracle class")
-    row = {
-        "method": label + (f" [{', '.join(marks)}]" if marks else ""),
-        "origin": "external" if matcher.get("external") else "measured",
-        "protocol": protocol,
-        "eval_resolution": _eval_resolution(records[0]["protocol"]["frame"]),
-        "flow_resolution": matcher.get("flow_resolution") or card.get("flow_resolution"),
-        "values": {},
-    }
-    cells = []
-    for record in records:
-        meta = record["predictions"]
-        matcher = meta["matcher"]
-        for entry in record["metrics"]:
-            if (entry["group"], entry["averaging"]) != ("all", spec.averaging):
-                continue
-            if entry["alpha"] not in spec.alphas:
-                continue
-            row["values"][meta["dataset"], entry["alpha"]] = entry
-            code = meta.get("code") or {}
-            cells.append(
-                {
-                    k: row[k]
-                    for k in ("method", "origin", "protocol", "eval_resolution", "flow_resolution")
-                }
-                | {
-                    "dataset": meta["dataset"],
-                    "split": meta["split"],
-                    "synthetic": meta["synthetic"],
-                }
-                | {k: entry[k] for k in ("alpha", "averaging", "pck", "low", "high")}
-                | {"level": record["level"]}
-                | {k: entry[k] for k in ("n_pairs", "n_keypoints", "n_images")}
-                | {"official_pairs": meta["official_pairs"], "fingerprint": meta["fingerprint"]}
-                | {"weights_sha256": matcher.get("weights_sha256"), "commit": code.get("commit")}
-                | {"dirty": code.get("dirty"), "scored_by": record["scored_by"].get("commit")}
-                | {"predictions_sha256": record["predictions_sha256"], "source": "this run"}
-            )
-    return row, cells
-
-
-def _load_published(spec: TableSpec) -> dict[str, Any]:
-    published = yaml.safe_load((PUBLISHED / str(spec.published)).read_text(encoding="utf-8"))
-    if published["averaging"] != spec.averaging:
-        raise NemfError(
-            f"{spec.published}: its figures are per-{published['averaging']} means, {spec.name} "
-            f"shows per-{spec.averaging} means: set published: null"
-        )
-    return published
-
-
-def _published_rows(
-    published: dict[str, Any], datasets: Sequence[str], spec: TableSpec
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    rows, cells = [], []
-    for method in published["methods"]:
-        row = {
-            "method": f"{method['method']} ({method['venue']} {method['year']})",
-            "origin": "published",
-            "protocol": "its paper's",
-            "eval_resolution": method["eval_resolution"],
-            "flow_resolution": method["flow_resolution"],
-            "values": {},
-        }
-        for dataset in datasets:
-            for alpha, value in method["pck"].get(dataset, {}).items():
-                if alpha not in spec.alphas:
-                    continue
-                row["values"][dataset, alpha] = {"pck": value / 100, "published": True}
-                labels = {k: row[k] for k in row if k != "values"}
-                cells.append(
-                    labels
-                    | {"dataset": dataset, "split": "test", "synthetic": False, "alpha": alpha}
-                    | {"averaging": published["averaging"], "pck": value / 100}
-                    | {"source": published["source"]}
-                )
-        rows.append(row)
-    return rows, cells
+# -- which records ---------------------------------------------------------------------------------
 
 
 def _belongs(record: dict[str, Any], spec: TableSpec) -> bool:
@@ -400,6 +256,312 @@ def _one_method_per_label(records: Sequence[dict[str, Any]]) -> None:
                 )
 
 
+# -- rows and cells --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Cell:
+    """A measured number on its way into a row and the CSV."""
+
+    row: dict[str, Any]
+    record: dict[str, Any]
+    group: str
+    entry: dict[str, Any]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.record["predictions"]
+
+    @property
+    def column(self) -> tuple[str, str, float]:
+        return self.meta["dataset"], self.group, self.entry["alpha"]
+
+
+def _groups(
+    spec: TableSpec, records: Sequence[dict[str, Any]], published: PublishedTable | None
+) -> list[str]:
+    """What a dataset's figures are over: all pairs, and in a table of classes each class first."""
+    if spec.kind == "datasets":
+        return ["all"]
+    classes = {e["value"] for r in records for e in r["metrics"] if e["group"] == "class"}
+    for method in published.methods if published else ():
+        classes |= {g for dataset, g, _ in method.figures if dataset in spec.columns and g != "all"}
+    return [*sorted(classes), "all", CLASS_MEAN]
+
+
+def _measured_rows(
+    records: Sequence[dict[str, Any]],
+    groups: Sequence[str],
+    spec: TableSpec,
+    scores_of: ScoresOf | None,
+) -> tuple[list[dict[str, Any]], list[_Cell]]:
+    rows, cells = [], []
+    for (label, protocol), group_records in _grouped(records).items():
+        matchers = [record["predictions"]["matcher"] for record in group_records]
+        marks = []
+        if any(m.get("random_weights") for m in matchers):
+            marks.append("random weights")
+        if any(m.get("card", {}).get("oracle_class") for m in matchers):
+            marks.append("oracle class")
+        row = {
+            "method": label + (f" [{', '.join(marks)}]" if marks else ""),
+            "origin": "external" if matchers[0].get("external") else "measured",
+            "protocol": protocol,
+            "eval_resolution": _eval_resolution(group_records[0]["protocol"]["frame"]),
+            "flow_resolution": matchers[0].get("flow_resolution")
+            or matchers[0].get("card", {}).get("flow_resolution"),
+            "values": {},
+        }
+        rows.append(row)
+        for record in group_records:
+            entries = {
+                (e["group"], e["value"], e["alpha"]): e
+                for e in record["metrics"]
+                if e["averaging"] == spec.averaging
+            }
+            for group in groups:
+                for alpha in spec.alphas:
+                    if group == CLASS_MEAN:
+                        found = _class_mean(record, entries, alpha, spec, scores_of)
+                    else:
+                        kind = "all" if group == "all" else "class"
+                        found = entries.get((kind, group, alpha))
+                    if found is None:
+                        continue
+                    entry = found | {"rank": None, "same": None, "p_best": None, "delta": None}
+                    cell = _Cell(row, record, group, entry)
+                    row["values"][value_key(*cell.column)] = entry
+                    cells.append(cell)
+    return rows, cells
+
+
+def _class_mean(
+    record: dict[str, Any],
+    entries: dict[tuple[str, str, float], dict[str, Any]],
+    alpha: float,
+    spec: TableSpec,
+    scores_of: ScoresOf | None,
+) -> dict[str, Any] | None:
+    classes = [e["pck"] for (kind, _, a), e in entries.items() if kind == "class" and a == alpha]
+    if not classes:
+        return None
+    interval = {"low": None, "high": None, "se": None}
+    if scores_of:
+        estimate = class_mean(
+            scores_of(record), alpha, averaging=spec.averaging, level=record["level"]
+        )
+        found = {bound: getattr(estimate, bound) for bound in interval}
+        interval = {bound: None if v != v else v for bound, v in found.items()}  # NaN
+    return entries["all", "all", alpha] | {"pck": sum(classes) / len(classes)} | interval
+
+
+def _grouped(records: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Records by (matcher label, protocol): floors, then matchers, then ceilings; a matcher's own
+    paper protocol before the others."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        key = (record["predictions"]["matcher"]["label"], record["protocol"]["id"])
+        groups.setdefault(key, []).append(record)
+    order = list(dict.fromkeys(label for label, _ in groups))
+
+    def rank(key: tuple[str, str]) -> tuple[bool, int, bool, str]:
+        matcher = groups[key][0]["predictions"]["matcher"]
+        own = matcher.get("card", {}).get("official_protocol") == key[1]
+        return matcher["name"] == "oracle-grid", order.index(key[0]), not own, key[1]
+
+    return {key: groups[key] for key in sorted(groups, key=rank)}
+
+
+def _load_published(spec: TableSpec) -> PublishedTable | None:
+    if spec.published is None:
+        return None
+    published = PublishedTable.load(spec.published)
+    if published.averaging != spec.averaging:
+        raise NemfError(
+            f"{spec.published}: its figures are per-{published.averaging} means, {spec.name} "
+            f"shows per-{spec.averaging} means: set published: null"
+        )
+    if published.split != spec.split:
+        raise NemfError(
+            f"{spec.published}: its figures are of the {published.split} split, {spec.name} shows "
+            f"{spec.split}: set published: null"
+        )
+    return published
+
+
+def _published_rows(
+    published: PublishedTable, datasets: Sequence[str], groups: Sequence[str], spec: TableSpec
+) -> list[dict[str, Any]]:
+    """Rows of the methods with a figure to show, ranked column by column."""
+    rows = []
+    for method in published.methods:
+        row = {
+            "method": f"{method.name} ({method.venue} {method.year})",
+            "origin": "published",
+            "protocol": "its paper's",
+            "eval_resolution": method.eval_resolution,
+            "flow_resolution": method.flow_resolution,
+            "values": {},
+        }
+        for dataset in datasets:
+            for alpha in spec.alphas:
+                for group in groups:
+                    value = _published_value(method, dataset, group, alpha)
+                    if value is not None:
+                        row["values"][value_key(dataset, group, alpha)] = {
+                            "pck": value / 100, "published": True, "dataset": dataset,
+                            "group": group, "alpha": alpha, "rank": None,
+                        }  # fmt: skip
+        if row["values"]:
+            rows.append(row)
+    for key in {key for row in rows for key in row["values"]}:
+        column = [row["values"][key] for row in rows if key in row["values"]]
+        for entry, place in zip(column, places([e["pck"] for e in column]), strict=True):
+            entry["rank"] = place
+    return rows
+
+
+def _published_value(
+    method: PublishedMethod, dataset: str, group: str, alpha: float
+) -> float | None:
+    if group != CLASS_MEAN:
+        return method.figures.get((dataset, group, alpha))
+    classes = [
+        value
+        for (where, name, at), value in method.figures.items()
+        if (where, at) == (dataset, alpha) and name != "all"
+    ]
+    return sum(classes) / len(classes) if classes else None
+
+
+def _rankable(cells: Sequence[_Cell]) -> list[list[Contender]]:
+    """The cells that may be compared, by column and protocol."""
+    columns: dict[tuple[Any, ...], list[Contender]] = {}
+    for cell in cells:
+        if not _outside(cell.meta) and not _is_part(cell.meta):
+            column = columns.setdefault((*cell.column, cell.row["protocol"]), [])
+            column.append(Contender(cell.entry, cell.record, cell.group, cell.entry["alpha"]))
+    return list(columns.values())
+
+
+def _outside(meta: dict[str, Any]) -> bool:
+    """Whether a row takes no part in the ranking: no method, or not under equal conditions."""
+    matcher = meta["matcher"]
+    return bool(
+        matcher["name"] in _REFERENCES
+        or matcher.get("random_weights")
+        or matcher.get("card", {}).get("oracle_class")
+    )
+
+
+def _is_part(meta: dict[str, Any]) -> bool:
+    return meta["official_pairs"] not in (None, meta["n_pairs"])
+
+
+def _compare_with_published(cell: _Cell, published: PublishedTable | None) -> None:
+    method = published.counterpart(cell.record)[0] if published else None
+    if method is not None and cell.group != CLASS_MEAN:
+        figure = method.figures.get(cell.column)
+        if figure is not None:
+            cell.entry["published_pck"] = figure / 100
+            cell.entry["delta"] = cell.entry["pck"] - figure / 100
+
+
+def _columns(
+    spec: TableSpec,
+    datasets: Sequence[str],
+    groups: Sequence[str],
+    headings: dict[str, str],
+    cells: Sequence[_Cell],
+) -> list[Column]:
+    """A column per number, and one of differences beside each that has any (in a table of classes
+    only over all pairs: the CSV holds the others)."""
+    compared = {cell.column for cell in cells if cell.entry["delta"] is not None}
+    columns = []
+    for dataset in datasets:
+        for alpha in spec.alphas:
+            for group in groups:
+                column = Column(
+                    dataset,
+                    group,
+                    alpha,
+                    heading=f"{alpha:g}" if spec.kind == "datasets" else _SHORT.get(group, group),
+                    over=headings[dataset] if spec.kind == "datasets" else None,
+                    interval=group == "all",
+                )
+                columns.append(column)
+                if group == "all" and (dataset, group, alpha) in compared:
+                    columns.append(replace(column, heading="Δ published", delta=True))
+    return columns
+
+
+def _cell_frame(
+    printed: Sequence[dict[str, Any]],
+    cells: Sequence[_Cell],
+    published: PublishedTable | None,
+    spec: TableSpec,
+) -> pd.DataFrame:
+    """One row per number with all that is known of it."""
+    labels = ("method", "origin", "protocol", "eval_resolution", "flow_resolution")
+    lines = []
+    for row in printed:
+        for entry in row["values"].values():
+            computed = ", mean of its printed classes" if entry["group"] == CLASS_MEAN else ""
+            lines.append(
+                {k: row[k] for k in labels}
+                | {k: entry[k] for k in ("dataset", "group", "alpha", "pck", "rank")}
+                | {"split": spec.split, "synthetic": False, "averaging": spec.averaging}
+                | {"source": published.source + computed}
+            )
+    for cell in cells:
+        row, record, meta, entry = cell.row, cell.record, cell.meta, cell.entry
+        matcher, code, scored_by = meta["matcher"], meta.get("code") or {}, record["scored_by"]
+        every = cell.group == "all"
+        lines.append(
+            {k: row[k] for k in labels}
+            | {k: meta.get(k) for k in ("dataset", "split", "synthetic", "plan")}
+            | {"group": cell.group}
+            | {k: entry[k] for k in ("alpha", "averaging", "pck", "low", "high")}
+            | {"level": record["level"], "rank": entry["rank"], "same_as_best": entry["same"]}
+            | {"p_best": entry["p_best"], "published": entry.get("published_pck")}
+            | {"delta_published": entry["delta"]}
+            | {k: entry[k] for k in ("n_pairs", "n_keypoints", "n_images")}
+            | {"n_unanswered": record["n_unanswered"] if every else None}
+            | {k: meta.get(k) for k in ("official_pairs", "fingerprint", "key")}
+            | {"seed": (meta.get("facts") or {}).get("seed"), "matcher": matcher["name"]}
+            | {"weights_sha256": matcher.get("weights_sha256")}
+            | {"random_weights": matcher.get("random_weights")}
+            | {"commit": code.get("commit"), "dirty": code.get("dirty")}
+            | {"scored_by": scored_by.get("commit"), "scored_dirty": scored_by.get("dirty")}
+            | {"predictions_sha256": record["predictions_sha256"], "source": "this run"}
+        )
+    frame = pd.DataFrame(lines, columns=_CSV)
+    counts = [c for c in _CSV if c.startswith("n_")] + ["official_pairs", "seed"]
+    return frame.astype(dict.fromkeys(counts, "Int64"))
+
+
+_CSV = [
+    *("method", "origin", "protocol", "eval_resolution", "flow_resolution", "dataset", "split"),
+    *("synthetic", "group", "alpha", "averaging", "pck", "low", "high", "level"),
+    *("rank", "same_as_best", "p_best", "published", "delta_published"),
+    *("n_pairs", "n_keypoints", "n_images", "n_unanswered", "official_pairs", "fingerprint"),
+    *("plan", "key", "seed", "matcher", "weights_sha256", "random_weights"),
+    *("commit", "dirty", "scored_by", "scored_dirty", "predictions_sha256", "source"),
+]
+
+
+# -- headings and footnotes ------------------------------------------------------------------------
+
+
+def _title(spec: TableSpec, records: Sequence[dict[str, Any]], synthetic: bool) -> str:
+    title = spec.title
+    if spec.kind == "classes":
+        title += f", alpha {spec.alphas[0]:g}{_measured_part(records[0]['predictions'])}"
+    if synthetic:
+        title += " — SYNTHETIC stand-ins (rendered objects): says nothing about photographs"
+    return title
+
+
 def _heading(dataset: str, records: Sequence[dict[str, Any]], synthetic: bool) -> str:
     title = dataset_class(dataset).title
     mine = [r for r in records if r["predictions"]["dataset"] == dataset]
@@ -408,12 +570,13 @@ def _heading(dataset: str, records: Sequence[dict[str, Any]], synthetic: bool) -
         return f"{title} ({base}), not measured"
     meta, protocol = mine[0]["predictions"], mine[0]["protocol"]
     text = f"{title} ({_BASES[protocol['bases'][meta['layout']]]})"
-    if synthetic:
-        return f"synthetic {text}"
-    official = meta["official_pairs"]
-    if official is not None and meta["n_pairs"] != official:
-        text += f", measured on {meta['n_pairs']} of {official} pairs"
-    return text
+    return f"synthetic {text}" if synthetic else text + _measured_part(meta)
+
+
+def _measured_part(meta: dict[str, Any]) -> str:
+    if not _is_part(meta):
+        return ""
+    return f", measured on {meta['n_pairs']} of {meta['official_pairs']} pairs"
 
 
 def _eval_resolution(frame: dict[str, Any]) -> str:
@@ -421,33 +584,121 @@ def _eval_resolution(frame: dict[str, Any]) -> str:
     return kinds[frame["kind"]]
 
 
-def _footnotes(
-    records: Sequence[dict[str, Any]],
-    published: dict[str, Any] | None,
-    rows: Sequence[dict[str, Any]],
-    spec: TableSpec,
-    missing: Iterable[str],
-) -> list[str]:
-    notes = [f"PCK in percent, per-{spec.averaging} mean, at the given alphas."]
-    notes.append(
-        f"Measured cells: mean [{records[0]['level']:.0%} interval]; the interval counts images, "
+def _number_notes(records: Sequence[dict[str, Any]], spec: TableSpec) -> Iterator[str]:
+    if spec.kind == "datasets":
+        yield f"PCK in percent, per-{spec.averaging} mean, at the given alphas."
+    else:
+        yield (
+            f"PCK in percent, per-{spec.averaging} mean over the pairs of a class; all: over all "
+            "pairs, so that a class weighs by its pairs; class mean: over the classes' values, "
+            "which weigh alike. The two differ where classes differ in size."
+        )
+    where = " (in the CSV for classes and their mean)" if spec.kind == "classes" else ""
+    yield (
+        f"Measured cells: mean and {records[0]['level']:.0%} interval{where}, which counts images, "
         "not pairs, as independent (docs/statistics.md) and is a claim about these weights."
     )
-    if published:
-        notes.append(
-            f"Published rows are figures as printed in {published['source']}; not measured here."
+
+
+def _published_notes(
+    published: PublishedTable | None, printed: Sequence[dict[str, Any]], spec: TableSpec
+) -> Iterator[str]:
+    if published is None or not printed:
+        return
+    yield f"Published rows are figures as printed in {published.source}; not measured here."
+    if spec.kind == "classes":
+        yield "Class means of published rows are computed here from the printed classes."
+    if any(entry["rank"] for row in printed for entry in row["values"].values()):
+        yield (
+            "Published figures are ranked among themselves, as printed: best bold, second "
+            "underlined, equal figures alike. Their protocols are their papers' and may differ."
         )
-        notes += [
-            f"{m['method']}: {m['note'].strip()}." for m in published["methods"] if m.get("note")
-        ]
-    protocols = {}
+    shown = {row["method"] for row in printed}
+    for method in published.methods:
+        if method.note and f"{method.name} ({method.venue} {method.year})" in shown:
+            yield f"{method.name}: {method.note.strip()}."
+
+
+def _rank_notes(
+    records: Sequence[dict[str, Any]], cells: Sequence[_Cell], comparisons: int, paired: bool
+) -> Iterator[str]:
+    if any(cell.entry["rank"] for cell in cells):
+        yield (
+            "Measured rows are ranked within each column and protocol: best bold, second "
+            "underlined, equal means alike."
+        )
+        level = records[0]["level"]
+        if comparisons and paired:
+            yield (
+                f"≈: no difference from the best is shown, p ≥ {1 - level:.2g} in a paired test "
+                "that counts images as independent, Holm-adjusted over the table's "
+                f"{comparisons} comparisons with a best."
+            )
+        elif comparisons:
+            yield (
+                f"≈: no difference from the best is shown, the {level:.0%} intervals overlap (no "
+                "paired test: the scores of each pair were not at hand)."
+            )
+    outside = dict.fromkeys(cell.row["method"] for cell in cells if _outside(cell.meta))
+    parts = {
+        f"{meta['title']} ({meta['n_pairs']} of {meta['official_pairs']} pairs)": None
+        for meta in (record["predictions"] for record in records)
+        if _is_part(meta)
+    }
+    reasons = []
+    if outside:
+        reasons.append(
+            f"{', '.join(outside)} (no contenders: floors, ceilings, random weights, rows that "
+            "know the true class)"
+        )
+    if parts:
+        reasons.append(f"{', '.join(parts)}, a part of the dataset")
+    if any(contender.entry["same"] is None for column in _rankable(cells) for contender in column):
+        reasons.append("rows that are alone under their protocol in a column")
+    if reasons:
+        yield f"Not ranked: {'; '.join(reasons)}."
+
+
+def _delta_notes(
+    records: Sequence[dict[str, Any]], cells: Sequence[_Cell], published: PublishedTable | None
+) -> Iterator[str]:
+    if published is None:
+        return
+    unchecked = {}
+    for cell in cells:
+        if cell.entry["delta"] is not None:
+            method = published.counterpart(cell.record)[0]
+            if method.measured_as["weights_sha256"] is None:
+                unchecked[cell.meta["matcher"]["label"]] = None
+    if any(cell.entry["delta"] is not None for cell in cells):
+        yield (
+            "Δ published: measured minus published, in points, where protocol, threshold, "
+            "backbone, layers and weights are the published ones and the dataset is complete."
+        )
+    if unchecked:
+        yield f"{', '.join(unchecked)}: the trunk's weights are taken for the published ones."
+    refused: dict[tuple[str, str], dict[str, None]] = {}
+    for record in records:
+        reason = published.counterpart(record)[1]
+        if reason:
+            meta = record["predictions"]
+            refused.setdefault((meta["matcher"]["label"], reason), {})[meta["title"]] = None
+    for (label, reason), titles in refused.items():
+        where = ", ".join(titles)
+        yield f"{label} is not compared with its published figures on {where}: {reason}."
+
+
+def _provenance_notes(
+    records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], spec: TableSpec
+) -> list[str]:
+    protocols: dict[str, set[str]] = {}
     for record in records:
         protocol = record["protocol"]
         text = protocol["description"].replace(
             f"per-{protocol['averaging']} mean", f"per-{spec.averaging} mean"
         )
         protocols.setdefault(text, set()).add(record["predictions"]["title"])
-    notes += [f"{text} ({', '.join(sorted(on))})." for text, on in sorted(protocols.items())]
+    notes = [f"{text} ({', '.join(sorted(on))})." for text, on in sorted(protocols.items())]
     if any(row["values"] and "oracle-grid" in row["method"] for row in rows):
         notes.append(
             "oracle-grid GxG is no method: the truth snapped to the centres of a GxG grid over the "
@@ -480,57 +731,17 @@ def _footnotes(
         if m.get("external")
     }
     notes += sorted(external)
-    own = {_code(r) for r in records if not r["predictions"]["matcher"].get("external")}
-    if own:
-        notes.append(f"Code: {', '.join(sorted(own))}.")
-    return notes + [f"Not measured: {sentence}" for sentence in missing]
+    predicted = {
+        _code(r["predictions"].get("code"))
+        for r in records
+        if not r["predictions"]["matcher"].get("external")
+    }
+    by = {"predictions by": predicted, "scores by": {_code(r["scored_by"]) for r in records}}
+    code = "; ".join(f"{what} {', '.join(sorted(of))}" for what, of in by.items() if of)
+    return [*notes, f"Code: {code}."]
 
 
-def _code(record: dict[str, Any]) -> str:
-    code = record["predictions"].get("code") or {}
-    if not code.get("commit"):
-        return "predictions from outside a git checkout"
+def _code(code: dict[str, Any] | None) -> str:
+    if not code or not code.get("commit"):
+        return "code outside a git checkout"
     return f"commit {code['commit'][:12]}" + (" with uncommitted changes" if code["dirty"] else "")
-
-
-def _plain_cell(entry: dict[str, Any] | None) -> str:
-    if entry is None:
-        return "–"
-    if entry.get("published"):
-        return f"{entry['pck'] * 100:.1f}"
-    if entry["low"] is None:
-        return f"{entry['pck'] * 100:.1f} [no interval]"
-    return f"{entry['pck'] * 100:.1f} [{entry['low'] * 100:.1f}, {entry['high'] * 100:.1f}]"
-
-
-def _tex_heading(text: str) -> str:
-    """What follows the first comma goes below in small type: a wide heading would stretch its last
-    column."""
-    first, comma, rest = map(_tex, text.partition(", "))
-    return f"\\shortstack{{{first}\\\\{{\\scriptsize {rest}}}}}" if comma else first
-
-
-def _tex_mean(entry: dict[str, Any] | None) -> str:
-    return "--" if entry is None else _plain_cell(entry).partition(" ")[0]
-
-
-def _tex_interval(entry: dict[str, Any] | None) -> str:
-    interval = _plain_cell(entry).partition(" ")[2]
-    return f"{{\\tiny {interval}}}" if interval else ""
-
-
-def _pipe(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "[": "{[}", "*": "{*}",  # after a line's end they would be its options
-    "≤": r"$\leq$", "→": r"$\rightarrow$", "–": "--", "—": "---", "<": r"\textless{}",
-    ">": r"\textgreater{}", "×": r"$\times$",
-}  # fmt: skip
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(char, char) for char in text)

@@ -26,11 +26,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def make(
-    environment: dict[str, str], out: Path, *variables: str
+    environment: dict[str, str], out: Path, *variables: str, target: str = "reproduce-table1"
 ) -> subprocess.CompletedProcess[str]:
     venv = Path(sys.prefix)
     ready = venv / ".ready"
-    command = ["make", "reproduce-table1", f"VENV={venv}", f"OUT={out}", *variables]
+    command = ["make", target, f"VENV={venv}", f"OUT={out}", *variables]
     command += ["--assume-old", str(ready)]  # the environment at hand is as it should be
     ready.touch()
     return subprocess.run(
@@ -75,6 +75,26 @@ def test_a_second_start_predicts_nothing(environment: dict[str, str], undisturbe
         (f, f.stat().st_mtime_ns) for f in sorted(undisturbed.rglob("predictions.parquet"))
     ] == before
     assert count_runs(undisturbed) == runs
+
+
+def test_table_2_is_made_from_the_predictions_of_table_1(
+    environment: dict[str, str], undisturbed: Path
+) -> None:
+    before = sorted(undisturbed.rglob("predictions.parquet"))
+    done = make(environment, undisturbed, target="reproduce-table2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(undisturbed.rglob("predictions.parquet")) == before
+    cells = {n: pd.read_csv(undisturbed / f"table{n}" / f"table{n}.csv") for n in (1, 2)}
+    assert cells[2]["synthetic"].all()
+    key = ["method", "protocol"]
+    one = cells[1][(cells[1]["dataset"] == "spair") & (cells[1]["alpha"] == 0.1)].set_index(key)
+    all_pairs = cells[2][cells[2]["group"] == "all"].set_index(key)
+    pd.testing.assert_series_equal(one["pck"], all_pairs["pck"])
+    classes = cells[2][~cells[2]["group"].isin(["all", "class mean"])]
+    assert classes["group"].nunique() >= 10
+    means = classes.groupby(key)["pck"].mean()
+    class_mean = cells[2][cells[2]["group"] == "class mean"].set_index(key)["pck"]
+    assert means.to_dict() == pytest.approx(class_mean.to_dict())
 
 
 def count_runs(out: Path) -> int:

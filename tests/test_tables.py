@@ -1,4 +1,5 @@
-"""Tables: golden renderings, what is marked, what is never mixed, and broken specifications."""
+"""Tables: golden renderings, ranks, differences from published figures, classes, what is marked,
+what is never mixed, and broken specifications."""
 
 from __future__ import annotations
 
@@ -9,19 +10,26 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import scipy.stats
 import yaml
 
-import reports.tables
-from experiments.jobs import TABLES
+import reports.published_figures
+from experiments.jobs import TABLES, find_datasets, predict_table, rescorer, score_table
 from nemf.errors import NemfError
 from nemf.scoring import get_protocol
+from reports.published_figures import PublishedTable
+from reports.ranking import CLASS_MEAN, Contender, class_mean, places, rank_columns
+from reports.records import PairScores, alpha_name, current_records
 from reports.tables import Table, TableSpec, build_table
 
 TITLES = {"spair": "SPair-71k", "pfpascal": "PF-PASCAL", "pfwillow": "PF-WILLOW"}
 OFFICIAL = {"spair": 12234, "pfpascal": 299, "pfwillow": 900}
 SPEC: dict[str, Any] = {
     "name": "small",
+    "kind": "datasets",
     "title": "Table 9: PCK (%)",
     "split": "test",
     "alphas": [0.05, 0.1],
@@ -84,6 +92,7 @@ def record(
             "official_pairs": None if synthetic else OFFICIAL[dataset],
             "matcher": {"name": "mine", "label": label, "card": card} | matcher,
             "code": {"commit": commit, "dirty": False},
+            "plan": "src2trg-own", "key": "k" * 24, "facts": {"seed": 2022},
         },
         "predictions_sha256": "d" * 64,
         "protocol": {
@@ -111,6 +120,40 @@ def methods(table: Table) -> list[tuple[str, str, str]]:
     return [(row["method"], row["origin"], row["protocol"]) for row in table.rows]
 
 
+def by_class(label: str, fractions: dict[str, list[float]], **changes: Any) -> dict[str, Any]:
+    """A record on SPair-71k at alpha 0.1 from the fraction correct of each pair of each class."""
+    made = record(label, dataset="spair", alphas=(0.1,), pck=(0.0,), **changes)
+    every = [value for values in fractions.values() for value in values]
+    made["metrics"] = [
+        {"group": group, "value": value, "averaging": "image", "alpha": 0.1,
+         "pck": sum(of) / len(of), "low": 0.0, "high": 1.0, "se": 0.1,
+         "n_pairs": len(of), "n_keypoints": 10 * len(of), "n_images": 2 * len(of)}
+        for group, value, of in [
+            ("all", "all", every), *(("class", name, of) for name, of in fractions.items())
+        ]
+    ]  # fmt: skip
+    return made
+
+
+def pair_scores(
+    fractions: dict[str, list[float]], n: int | list[int] = 10, alpha: float = 0.1
+) -> PairScores:
+    """Per-pair scores of the same kind; no two pairs share an image."""
+    values = np.array([value for of in fractions.values() for value in of])
+    names = [name for name, of in fractions.items() for _ in of]
+    counts = np.broadcast_to(n, values.shape)
+    number = np.arange(len(values))
+    frame = pd.DataFrame(
+        {
+            "pair": pd.Categorical([f"pair {i}" for i in number]),
+            "category": pd.Categorical(names),
+            "image_a": 2 * number, "image_b": 2 * number + 1,
+            "n": counts, alpha_name(alpha): np.rint(values * counts).astype(int),
+        }
+    )  # fmt: skip
+    return PairScores(frame, (alpha,), get_protocol("canonical@1"), {})
+
+
 # -- golden renderings ----------------------------------------------------------------------------
 
 
@@ -126,14 +169,16 @@ MARKDOWN = r"""# Table 9: PCK (%)
 
 | Method | Origin | Protocol | Eval. reso. | Flow reso. | PF-WILLOW (bbox-kp) @0.05 | @0.1 |
 | --- | --- | --- | --- | --- | ---: | ---: |
-| a\|b_c | measured | canonical@1 | ori | – | 25.0 [12.5, 75.0] | 50.0 [12.5, 75.0] |
-| lone | measured | canonical@1 | ori | – | 0.0 [12.5, 75.0] | 100.0 [no interval] |
+| a\|b_c | measured | canonical@1 | ori | – | **25.0** [12.5, 75.0] | <ins>50.0</ins> ≈ [12.5, 75.0] |
+| lone | measured | canonical@1 | ori | – | <ins>0.0</ins> ≈ [12.5, 75.0] | **100.0** [no interval] |
 
 - PCK in percent, per-image mean, at the given alphas.
-- Measured cells: mean [95% interval]; the interval counts images, not pairs, as independent (docs/statistics.md) and is a claim about these weights.
+- Measured cells: mean and 95% interval, which counts images, not pairs, as independent (docs/statistics.md) and is a claim about these weights.
+- Measured rows are ranked within each column and protocol: best bold, second underlined, equal means alike.
+- ≈: no difference from the best is shown, the 95% intervals overlap (no paired test: the scores of each pair were not at hand).
 - canonical@1: src→trg; error ≤ alpha x trg kps extent; original pixels; per-image mean (PF-WILLOW).
 - PF-WILLOW test: 900 pairs of 70 distinct images, 9000 keypoints, fingerprint 0123456789ab.
-- Code: commit cccccccccccc.
+- Code: predictions by commit cccccccccccc; scores by commit eeeeeeeeeeee.
 """  # noqa: E501
 
 LATEX = r"""% Needs \usepackage{booktabs}, \usepackage{graphicx} and \usepackage[T1]{fontenc}.
@@ -141,35 +186,39 @@ LATEX = r"""% Needs \usepackage{booktabs}, \usepackage{graphicx} and \usepackage
 \caption{PCK (\%)}
 \setlength{\tabcolsep}{4pt}
 \resizebox{\textwidth}{!}{%
-\begin{tabular}{lllllrr}
+\begin{tabular}{lllllrr@{\hspace{8pt}}}
 \toprule
  &  &  &  &  & \multicolumn{2}{c}{PF-WILLOW (bbox-kp)} \\
 \cmidrule(lr){6-7}
 Method & Origin & Protocol & Eval. reso. & Flow reso. & 0.05 & 0.1 \\
 \midrule
-a|b\_c & measured & canonical@1 & ori & -- & 25.0 & 50.0 \\
- &  &  &  &  & {\tiny [12.5, 75.0]} & {\tiny [12.5, 75.0]} \\
-lone & measured & canonical@1 & ori & -- & 0.0 & 100.0 \\
- &  &  &  &  & {\tiny [12.5, 75.0]} & {\tiny [no interval]} \\
+a|b\_c & measured & canonical@1 & ori & -- & \textbf{25.0} & \underline{50.0}\rlap{$^\approx$} \\
+ &  &  &  &  & {\scriptsize 12.5--75.0} & {\scriptsize 12.5--75.0} \\
+lone & measured & canonical@1 & ori & -- & \underline{0.0}\rlap{$^\approx$} & \textbf{100.0} \\
+ &  &  &  &  & {\scriptsize 12.5--75.0} & {\scriptsize [no interval]} \\
 \bottomrule
 \end{tabular}}
 \par\smallskip\footnotesize\raggedright
 PCK in percent, per-image mean, at the given alphas.\par
-Measured cells: mean {[}95\% interval]; the interval counts images, not pairs, as independent (docs/statistics.md) and is a claim about these weights.\par
+Measured cells: mean and 95\% interval, which counts images, not pairs, as independent (docs/statistics.md) and is a claim about these weights.\par
+Measured rows are ranked within each column and protocol: best bold, second underlined, equal means alike.\par
+$\approx$: no difference from the best is shown, the 95\% intervals overlap (no paired test: the scores of each pair were not at hand).\par
 canonical@1: src$\rightarrow$trg; error $\leq$ alpha x trg kps extent; original pixels; per-image mean (PF-WILLOW).\par
 PF-WILLOW test: 900 pairs of 70 distinct images, 9000 keypoints, fingerprint 0123456789ab.\par
-Code: commit cccccccccccc.\par
+Code: predictions by commit cccccccccccc; scores by commit eeeeeeeeeeee.\par
 \end{table*}
 """  # noqa: E501
 
 CSV_HEADER = (
-    "method,origin,protocol,eval_resolution,flow_resolution,dataset,split,synthetic,alpha,"
-    "averaging,pck,low,high,level,n_pairs,n_keypoints,n_images,official_pairs,fingerprint,"
-    "weights_sha256,commit,dirty,scored_by,predictions_sha256,source"
+    "method,origin,protocol,eval_resolution,flow_resolution,dataset,split,synthetic,group,alpha,"
+    "averaging,pck,low,high,level,rank,same_as_best,p_best,published,delta_published,n_pairs,"
+    "n_keypoints,n_images,n_unanswered,official_pairs,fingerprint,plan,key,seed,matcher,"
+    "weights_sha256,random_weights,commit,dirty,scored_by,scored_dirty,predictions_sha256,source"
 )
 CSV_ROW = (
-    "a|b_c,measured,canonical@1,ori,,pfwillow,test,False,0.05,image,0.25,0.125,0.75,0.95,900,9000,"
-    f"70,900,0123456789abcdef,,{'c' * 40},False,{'e' * 40},{'d' * 64},this run"
+    "a|b_c,measured,canonical@1,ori,,pfwillow,test,False,all,0.05,image,0.25,0.125,0.75,0.95,best,"
+    f"False,,,,900,9000,70,0,900,0123456789abcdef,src2trg-own,{'k' * 24},2022,mine,,,{'c' * 40},"
+    f"False,{'e' * 40},False,{'d' * 64},this run"
 )
 
 
@@ -219,29 +268,50 @@ def test_markdown_escapes_pipes(spec: TableSpec) -> None:
     assert r"| a\|b\|c | measured |" in text
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_the_latex_compiles(tmp_path: Path) -> None:
-    spec = spec_of(
-        tmp_path, columns=["spair", "pfpascal", "pfwillow"], published="nemf_table1.yaml"
-    )
-    records = [
-        record(r"50% & $x_1^2$ #{a} ~\b <c> [d] * ≤ → – — ×", unanswered=3),
-        record("*starred", dataset="pfpascal", n_pairs=65),
-        external("[bracketed]"),
-    ]
-    build_table(spec, records, synthetic=False, missing=["SPair-71k: no folder."]).write(tmp_path)
-    (tmp_path / "page.tex").write_text(
+def compiled(tex: Path) -> list[str]:
+    """pdflatex's complaints about a table in a paper of two columns."""
+    (tex.parent / "page.tex").write_text(
         r"\documentclass[twocolumn]{article}\usepackage{booktabs}\usepackage{graphicx}"
-        r"\usepackage[T1]{fontenc}\begin{document}\input{small.tex}\end{document}"
+        rf"\usepackage[T1]{{fontenc}}\begin{{document}}\input{{{tex.name}}}\end{{document}}"
     )
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
-        cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120,
+        cwd=tex.parent, capture_output=True, text=True, errors="replace", timeout=120,
     )  # fmt: skip
-    complaints = [line for line in done.stdout.splitlines() if line.startswith(("!", "Overfull"))]
+    marks = ("!", "Overfull", "LaTeX Warning: Float")
+    complaints = [line for line in done.stdout.splitlines() if line.startswith(marks)]
     assert done.returncode == 0, complaints
-    assert not complaints
-    assert (tmp_path / "page.pdf").stat().st_size > 1000
+    assert (tex.parent / "page.pdf").stat().st_size > 1000
+    return complaints
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_the_latex_compiles(tmp_path: Path, comparable: str) -> None:
+    spec = spec_of(tmp_path, columns=["spair", "pfpascal", "pfwillow"], published=comparable)
+    records = [
+        record(r"50% & $x_1^2$ #{a} ~\b <c> [d] * ≤ ≥ ≈ → – — × Δ −", unanswered=3),
+        record("*starred", dataset="pfpascal", n_pairs=65),
+        published_again("first"),
+        external("[bracketed]"),
+    ]
+    table = build_table(spec, records, synthetic=False, missing=["SPair-71k: no folder."])
+    assert r"\textbf" in table.latex()
+    assert r"$\Delta$ published" in table.latex()
+    table.write(tmp_path)
+    assert not compiled(tmp_path / "small.tex")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_a_table_of_eighteen_classes_compiles(tmp_path: Path) -> None:
+    spec = TableSpec.load(TABLES / "table2.yaml")
+    published = PublishedTable.load(spec.published)
+    classes = [g for _, g, _ in published.methods[0].figures if g != "all"]
+    assert len(classes) == 18
+    records = [by_class(f"mine {k}", {c: [k / 10] for c in classes}) for k in range(3)]
+    table = build_table(spec, records, synthetic=False)
+    assert len(table.columns) == 20
+    table.write(tmp_path)
+    assert not compiled(tmp_path / "table2.tex")
 
 
 # -- real and synthetic ---------------------------------------------------------------------------
@@ -352,9 +422,11 @@ def test_published_figures_of_another_averaging_are_refused(tmp_path: Path) -> N
 
 # -- published rows -------------------------------------------------------------------------------
 
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "source": "A Paper (Somewhere 2020), Table 3",
+    "split": "test",
     "averaging": "image",
+    "bases": {"spair": "bbox", "pfpascal": "image", "pfwillow": "kps_extent"},
     "methods": [
         {"method": "First", "venue": "ABC", "year": 2019, "eval_resolution": 240,
          "flow_resolution": None, "pck": {"pfwillow": {0.05: 12.3, 0.2: 99.9}}},
@@ -367,7 +439,7 @@ FIGURES = {
 @pytest.fixture
 def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "figures.yaml").write_text(yaml.safe_dump(FIGURES))
-    monkeypatch.setattr(reports.tables, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(reports.published_figures, "PUBLISHED", tmp_path)
     return "figures.yaml"
 
 
@@ -381,8 +453,11 @@ def test_published_rows_come_first_as_printed_and_marked(figures: str, tmp_path:
     ]
     text = table.markdown()
     assert (
+        "| *Published: as printed, not measured here* |  |  |  |  |  |  |  |  |\n"
         "| First (ABC 2019) | published | its paper's | 240 | – | – | – | 12.3 | – |\n"
         "| Second (DEF 2020) | published | its paper's | – | 15 | – | 45.6 | – | – |\n"
+        "| *Measured here* |  |  |  |  |  |  |  |  |\n"
+        "| mine | measured | canonical@1 |"
     ) in text
     assert "99.9" not in text  # an alpha that the table does not show
     assert (
@@ -406,7 +481,7 @@ def test_published_cells_have_their_source_and_no_interval(figures: str, tmp_pat
 def test_the_papers_table_is_what_its_file_says(tmp_path: Path) -> None:
     """Table 1 itself: every published row in the file's order, with the file's figures."""
     spec = TableSpec.load(TABLES / "table1.yaml")
-    content = yaml.safe_load((reports.tables.PUBLISHED / spec.published).read_text())
+    content = yaml.safe_load((reports.published_figures.PUBLISHED / spec.published).read_text())
     mine = record(alphas=spec.alphas, pck=(0.1, 0.2, 0.3, 0.4))
     table = build_table(spec, [mine], synthetic=False)
     shown = [row for row in table.rows if row["origin"] == "published"]
@@ -422,6 +497,534 @@ def test_the_papers_table_is_what_its_file_says(tmp_path: Path) -> None:
         }
         assert {k: v["pck"] for k, v in row["values"].items()} == expected
     assert any(content["source"] in note for note in table.footnotes)
+
+
+# -- ranks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], []),
+        ([0.5], [None]),
+        ([0.2, 0.9, 0.5], [None, "best", "second"]),
+        ([0.9, 0.9, 0.5, 0.1], ["best", "best", "second", None]),
+        ([0.9, 0.5, 0.5, 0.1], ["best", "second", "second", None]),
+        ([0.5, 0.5], ["best", "best"]),
+        ([0.3, 0.1 + 0.2], ["best", "best"]),  # 0.30000000000000004
+        ([0.3, 0.3001], ["second", "best"]),
+    ],
+)
+def test_places(values: list[float], expected: list[str | None]) -> None:
+    assert places(values) == expected
+
+
+def ranks(table: Table, dataset: str = "pfwillow", alpha: float = 0.1) -> dict[str, Any]:
+    """rank and same by label (with the protocol of measured rows where it is not canonical)."""
+    return {
+        row["method"] + (f" {row['protocol']}" if "paper@" in row["protocol"] else ""): (
+            row["values"][dataset, alpha]["rank"],
+            row["values"][dataset, alpha].get("same"),
+        )
+        for row in table.rows
+        if (dataset, alpha) in row["values"]
+    }
+
+
+def test_overlapping_intervals_are_not_told_apart(spec: TableSpec) -> None:
+    cells = {
+        "a": (0.9, 0.75, 0.95), "b": (0.8, 0.7, 0.75), "c": (0.7, 0.6, 0.74), "d": (0.7, None, None)
+    }  # fmt: skip
+    made = []
+    for label, (pck, low, high) in cells.items():
+        made.append(record(label, pck=(0.0, pck)))
+        made[-1]["metrics"][1] |= {"low": low, "high": high}
+    table = build_table(spec, made, synthetic=False)
+    assert ranks(table) == {
+        "a": ("best", False),
+        "b": ("second", True),  # 0.75 is in both
+        "c": (None, False),
+        "d": (None, True),  # nothing is known of it
+    }
+    text = table.markdown()
+    assert "| **90.0** [75.0, 95.0] |" in text
+    assert "| <ins>80.0</ins> ≈ [70.0, 75.0] |" in text
+    assert "| 70.0 [60.0, 74.0] |" in text
+    assert "| 70.0 ≈ [no interval] |" in text
+    assert "the 95% intervals overlap" in text
+    assert "Holm" not in text
+    cells = table.cells[table.cells["alpha"] == 0.1].set_index("method")
+    assert cells["rank"].fillna("").tolist() == ["best", "second", "", ""]
+    assert cells["same_as_best"].tolist() == [False, True, False, True]
+    assert cells["p_best"].isna().all()
+
+
+def test_only_cells_of_one_protocol_are_compared(spec: TableSpec) -> None:
+    made = [
+        record("a", pck=(0.0, 0.5), low=0.45),
+        record("b", pck=(0.0, 0.4), low=0.35),
+        record("b", "hpf-paper@1", official="hpf-paper@1", pck=(0.0, 0.9)),
+        external("theirs", pck=(0.0, 0.6)),
+        external("theirs", protocol="nemf-paper@1", pck=(0.0, 0.1)),
+        external("others", protocol="nemf-paper@1", pck=(0.0, 0.05)),
+    ]
+    table = build_table(spec, made, synthetic=False)
+    assert {label: rank for label, (rank, _) in ranks(table).items()} == {
+        "a": "second",
+        "b hpf-paper@1": None,
+        "b": None,
+        "theirs": "best",
+        "theirs nemf-paper@1": "best",
+        "others nemf-paper@1": "second",
+    }
+    assert "Not ranked: rows that are alone under their protocol in a column." in table.footnotes
+
+
+def test_floors_ceilings_and_unequal_rows_are_no_contenders(spec: TableSpec) -> None:
+    oracle = {"official_protocol": "canonical@1", "oracle_class": True}
+    made = [
+        record("floor", pck=(0.99, 0.99), name="copy"),
+        record("a", pck=(0.3, 0.3)),
+        record("b", pck=(0.2, 0.2)),
+        record("drawn", pck=(0.9, 0.9), random_weights=True),
+        record("knows", pck=(0.9, 0.9), card=oracle),
+        record("ceiling", pck=(1.0, 1.0), name="oracle-grid", card={}),
+    ]
+    table = build_table(spec, made, synthetic=False)
+    assert {label: rank for label, (rank, _) in ranks(table).items()} == {
+        "floor": None,
+        "a": "best",
+        "b": "second",
+        "drawn [random weights]": None,
+        "knows [oracle class]": None,
+        "ceiling": None,
+    }
+    (note,) = [note for note in table.footnotes if note.startswith("Not ranked")]
+    assert note == (
+        "Not ranked: floor, drawn [random weights], knows [oracle class], ceiling (no contenders: "
+        "floors, ceilings, random weights, rows that know the true class)."
+    )
+
+
+def test_a_part_is_not_ranked(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, columns=["pfpascal", "pfwillow"])
+    made = [record(label, pck=(0.1, pck)) for label, pck in (("a", 0.9), ("b", 0.2))]
+    made += [record(label, dataset="pfpascal", n_pairs=65) for label in "ab"]
+    table = build_table(spec, made, synthetic=False)
+    assert {rank for rank, _ in ranks(table, "pfpascal").values()} == {None}
+    assert [rank for rank, _ in ranks(table).values()] == ["best", "second"]
+    assert "Not ranked: PF-PASCAL (65 of 299 pairs), a part of the dataset." in table.footnotes
+
+
+def test_a_synthetic_table_is_ranked_too(spec: TableSpec) -> None:
+    made = [record(label, pck=(0.1, pck), synthetic=True) for label, pck in (("a", 0.9), ("b", 0))]
+    assert [r for r, _ in ranks(build_table(spec, made, synthetic=True)).values()] == [
+        "best",
+        "second",
+    ]
+
+
+def test_alone_nothing_is_best(spec: TableSpec) -> None:
+    table = build_table(spec, [record("only")], synthetic=False)
+    assert ranks(table) == {"only": (None, None)}
+    assert "**" not in table.markdown()
+    assert not any("ranked within" in note for note in table.footnotes)
+
+
+def test_measured_and_published_are_ranked_apart(figures: str, tmp_path: Path) -> None:
+    content = yaml.safe_load((tmp_path / figures).read_text())
+    content["methods"][1]["pck"] = {"pfwillow": {0.05: 12.3}}
+    content["methods"].append(content["methods"][0] | {"method": "Third"})
+    content["methods"][2]["pck"] = {"pfwillow": {0.05: 1.0}}
+    (tmp_path / figures).write_text(yaml.safe_dump(content))
+    spec = spec_of(tmp_path, published=figures)
+    made = [record("a", pck=(0.9, 0.9)), record("b", pck=(0.01, 0.9))]
+    table = build_table(spec, made, synthetic=False)
+    assert {k: rank for k, (rank, _) in ranks(table, alpha=0.05).items()} == {
+        "First (ABC 2019)": "best",
+        "Second (DEF 2020)": "best",  # a tie
+        "Third (ABC 2019)": "second",
+        "a": "best",
+        "b": "second",
+    }
+    assert any(note.startswith("Published figures are ranked among") for note in table.footnotes)
+
+
+PAIRS = {  # fraction correct of ten pairs that share no image
+    "good": [0.9, 0.8, 0.9, 1.0, 0.7, 0.9, 0.8, 1.0, 0.9, 0.8],
+    "close": [0.9, 0.7, 0.9, 1.0, 0.8, 0.8, 0.8, 1.0, 0.9, 0.8],
+    "far": [0.4, 0.3, 0.5, 0.6, 0.2, 0.5, 0.1, 0.6, 0.4, 0.5],
+}
+
+
+def test_the_paired_test_decides_where_each_pairs_scores_are_at_hand(tmp_path: Path) -> None:
+    """Pairs without a common image: the test is the paired t-test. All intervals overlap here."""
+    spec = spec_of(tmp_path, columns=["spair"], alphas=[0.1])
+    made = [by_class(label, {"cat": of}) for label, of in PAIRS.items()]
+    labels = [one["predictions"]["matcher"]["label"] for one in made]
+    asked: list[str] = []
+
+    def scores_of(one: dict[str, Any]) -> PairScores:
+        asked.append(one["predictions"]["matcher"]["label"])
+        return pair_scores({"cat": PAIRS[asked[-1]]})
+
+    table = build_table(spec, made, synthetic=False, scores_of=scores_of)
+    assert ranks(table, "spair") == {
+        "good": ("best", False),
+        "close": ("second", True),
+        "far": (None, False),
+    }
+    raw = [scipy.stats.ttest_rel(PAIRS["good"], PAIRS[k]).pvalue for k in ("close", "far")]
+    assert raw[0] > 0.05 > raw[1]
+    cells = table.cells.set_index("method")["p_best"]
+    assert cells["far"] == pytest.approx(2 * raw[1])  # Holm: the smallest of two times two
+    assert cells["close"] == pytest.approx(raw[0])
+    assert np.isnan(cells["good"])
+    assert sorted(asked) == sorted(labels)  # each is scored once
+    (note,) = [note for note in table.footnotes if note.startswith("≈")]
+    assert "Holm-adjusted over the table's 2 comparisons" in note
+    assert "p ≥ 0.05" in note
+
+
+def test_holm_counts_the_whole_table() -> None:
+    contenders = []
+    for column in range(2):
+        contenders.append(
+            [
+                Contender(
+                    {"pck": float(np.mean(PAIRS[k]))}, {"label": k, "column": column}, "all", 0.1
+                )
+                for k in ("far", "good")
+            ]
+        )
+    n = rank_columns(
+        contenders,
+        averaging="image",
+        level=0.95,
+        scores_of=lambda one: pair_scores({"cat": PAIRS[one["label"]]}),
+    )
+    assert n == 2
+    raw = scipy.stats.ttest_rel(PAIRS["far"], PAIRS["good"]).pvalue
+    for far, good in contenders:
+        assert far.entry["p_best"] == pytest.approx(2 * raw)
+        assert good.entry == {
+            "pck": good.entry["pck"],
+            "rank": "best",
+            "same": False,
+            "p_best": None,
+        }
+
+
+def test_equal_predictions_are_equally_best_and_no_test_shows_no_difference() -> None:
+    one, same, lower = ({"pck": v} for v in (0.9, 0.9, 0.8))
+    column = [Contender(e, {"of": k}, "all", 0.1) for k, e in enumerate((one, same, lower))]
+    values = [[0.9, 0.9], [0.9, 0.9], [0.8, 0.8]]  # one difference: no variance to test with
+
+    def scores_of(asked: dict[str, Any]) -> PairScores:
+        return pair_scores({"cat": values[asked["of"]]})
+
+    rank_columns([column], averaging="image", level=0.95, scores_of=scores_of)
+    assert (one["rank"], same["rank"], lower["rank"]) == ("best", "best", "second")
+    assert lower["same"] is True
+    assert lower["p_best"] is None
+
+
+def test_other_pairs_are_not_compared() -> None:
+    column = [Contender({"pck": v}, record(f"m{v}") | {"of": v}, "all", 0.1) for v in (0.5, 0.9)]
+
+    def scores_of(asked: dict[str, Any]) -> PairScores:
+        made = pair_scores({"cat": [0.5, 0.9]})
+        if asked["of"] == 0.5:
+            made.frame["pair"] = made.frame["pair"].cat.rename_categories(["x", "y"])
+        return made
+
+    with pytest.raises(NemfError, match=r"'m0\.9' and 'm0\.5' were not predicted on the same"):
+        rank_columns([column], averaging="image", level=0.95, scores_of=scores_of)
+
+
+# -- differences from published figures -----------------------------------------------------------
+
+MEASURED_AS = {
+    "protocol": "hpf-paper@1",
+    "backbone": "resnet101",
+    "layers": {"pfwillow": [1, 2]},
+    "weights_sha256": {"pfwillow": ["a" * 64]},
+}
+
+
+@pytest.fixture
+def comparable(figures: str, tmp_path: Path) -> str:
+    """Published figures whose first method says what it was measured with."""
+    content = yaml.safe_load((tmp_path / figures).read_text())
+    content["methods"][0] |= {"measured_as": MEASURED_AS}
+    content["methods"][0]["pck"] = {"pfwillow": {0.05: 26.1, 0.1: 50.0}}
+    (tmp_path / figures).write_text(yaml.safe_dump(content))
+    return figures
+
+
+def published_again(
+    label: str = "again",
+    protocol: str = "hpf-paper@1",
+    backbone: str = "resnet101",
+    layers: tuple[int, ...] = (1, 2),
+    weights: str = "a",
+    published_as: str | None = "First",
+    **changes: Any,
+) -> dict[str, Any]:
+    """A record of what "First" was measured with, less what is changed."""
+    made = record(label, protocol, official="hpf-paper@1", **changes)
+    matcher = made["predictions"]["matcher"]
+    matcher["card"] |= {"published_as": published_as}
+    matcher |= {"config": {"backbone": backbone, "layers": list(layers)}}
+    matcher |= {"weights_sha256": weights * 64}
+    return made
+
+
+def test_what_was_measured_as_published_shows_the_difference(
+    comparable: str, tmp_path: Path
+) -> None:
+    spec = spec_of(tmp_path, columns=["spair", "pfwillow"], published=comparable)
+    made = [published_again("again"), published_again("again", "canonical@1"), record("other")]
+    table = build_table(spec, made, synthetic=False)
+    text = table.markdown()
+    head = "| PF-WILLOW (bbox-kp) @0.05 | Δ published | @0.1 | Δ published |"
+    assert head in text  # and none for SPair-71k
+    assert text.count("Δ published |") == 2
+    assert "| 25.0 [12.5, 75.0] | −1.1 | 50.0 [12.5, 75.0] | 0.0 |" in text
+    rows = [line for line in text.splitlines() if line.startswith(("| again", "| other"))]
+    assert [line.count("−1.1") for line in rows] == [1, 0, 0]
+    cells = table.cells.set_index(["method", "protocol", "alpha"])
+    assert cells.loc[("again", "hpf-paper@1", 0.05), "published"] == pytest.approx(0.261)
+    assert cells.loc[("again", "hpf-paper@1", 0.05), "delta_published"] == pytest.approx(-0.011)
+    assert cells.loc[("again", "hpf-paper@1", 0.1), "delta_published"] == 0
+    assert cells.loc[("again", "canonical@1", 0.05), "delta_published"] != 0  # NaN
+    assert any(note.startswith("Δ published: measured minus") for note in table.footnotes)
+    latex = table.latex()
+    assert r"& {\scriptsize $\Delta$ published} &" in latex
+    assert r"25.0 & $-$1.1 & 50.0 & 0.0 \\" in latex
+    assert r"\multicolumn{4}{c}{PF-WILLOW (bbox-kp)}" in latex
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"backbone": "resnet18"}, "backbone resnet18 instead of resnet101"),
+        ({"layers": (1, 3)}, "layers 1,3 instead of 1,2"),
+        ({"weights": "b"}, "weights not known to be the authors'"),
+        ({"random_weights": True}, "random weights"),
+        ({"n_pairs": 65}, "65 of 900 pairs"),
+        ({"protocol": "canonical@1"}, None),
+        ({"published_as": "Second"}, None),
+        ({"published_as": "Nobody"}, None),
+        ({"published_as": None}, None),
+    ],
+)
+def test_what_was_not_measured_as_published_shows_none_and_why(
+    change: dict[str, Any], reason: str | None, comparable: str, tmp_path: Path
+) -> None:
+    spec = spec_of(tmp_path, published=comparable)
+    table = build_table(spec, [published_again(**change)], synthetic=False)
+    assert "Δ" not in table.markdown()
+    assert table.cells["delta_published"].isna().all()
+    said = [note for note in table.footnotes if "not compared with its published" in note]
+    expected = f"again is not compared with its published figures on PF-WILLOW: {reason}."
+    assert said == ([expected] if reason else [])
+
+
+def test_another_threshold_is_not_compared(comparable: str, tmp_path: Path) -> None:
+    content = yaml.safe_load((tmp_path / comparable).read_text())
+    content["bases"]["pfwillow"] = "kps_extent_padded"
+    (tmp_path / comparable).write_text(yaml.safe_dump(content))
+    spec = spec_of(tmp_path, published=comparable)
+    notes = build_table(spec, [published_again()], synthetic=False).footnotes
+    assert any(n.endswith("threshold over kps extent instead of kps extent padded.") for n in notes)
+
+
+def test_training_free_weights_are_taken_for_the_published_ones(
+    comparable: str, tmp_path: Path
+) -> None:
+    content = yaml.safe_load((tmp_path / comparable).read_text())
+    content["methods"][0]["measured_as"]["weights_sha256"] = None
+    (tmp_path / comparable).write_text(yaml.safe_dump(content))
+    spec = spec_of(tmp_path, published=comparable)
+    table = build_table(spec, [published_again(weights="z")], synthetic=False)
+    assert table.cells["delta_published"].notna().sum() == 2
+    assert "again: the trunk's weights are taken for the published ones." in table.footnotes
+
+
+def test_figures_of_another_split_are_refused(figures: str, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, published=figures, split="val")
+    with pytest.raises(NemfError, match=r"figures\.yaml: its figures are of the test split"):
+        build_table(spec, [record(split="val")], synthetic=False)
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+CLASSES = {"kind": "classes", "columns": ["spair"], "alphas": [0.1]}
+THREE_AND_ONE = {"tvmonitor": [0.25, 0.5, 0.75], "cat": [0.9]}
+
+
+def test_classes_are_columns_and_the_two_means_stand_side_by_side(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **CLASSES)
+    table = build_table(spec, [by_class("mine", THREE_AND_ONE)], synthetic=False)
+    assert table.title == "Table 9: PCK (%), alpha 0.1"
+    assert (
+        "| Method | Origin | Protocol | cat | tv | all | class mean |\n"
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |\n"
+        "| mine | measured | canonical@1 | 90.0 | 50.0 | 60.0 [0.0, 100.0] | 70.0 |\n"
+    ) in table.markdown()
+    cells = table.cells.set_index("group")
+    assert cells["pck"].to_dict() == pytest.approx(
+        {"cat": 0.9, "tvmonitor": 0.5, "all": 0.6, "class mean": 0.7}
+    )
+    assert cells["n_pairs"].to_dict() == {"cat": 1, "tvmonitor": 3, "all": 4, "class mean": 4}
+    assert cells["low"].isna().to_dict()["class mean"]  # records alone give it no interval
+    assert cells.loc["cat", "high"] == 1
+    assert "cmidrule" not in table.latex()
+    assert r"mine & measured & canonical@1 & 90.0 & 50.0 & 60.0 & 70.0 \\" in table.latex()
+
+
+@pytest.mark.parametrize(
+    ("averaging", "expected"),
+    # per point, tv is (0.25 x 40 + 0.5 x 40 + 0.75 x 80) / 160 = 0.5625
+    [("image", (0.9 + 0.5) / 2), ("point", (0.9 + 0.5625) / 2)],
+)
+def test_the_class_mean_weighs_classes_alike(averaging: str, expected: float) -> None:
+    scores = pair_scores(THREE_AND_ONE, n=[40, 40, 80, 100])
+    estimate = class_mean(scores, 0.1, averaging=averaging, level=0.95)
+    assert estimate.mean == pytest.approx(expected)
+    assert estimate.low < expected < estimate.high
+
+
+def test_the_class_mean_has_its_interval_where_pairs_are_at_hand(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **CLASSES)
+    table = build_table(
+        spec,
+        [by_class("mine", THREE_AND_ONE)],
+        synthetic=False,
+        scores_of=lambda _: pair_scores(THREE_AND_ONE, n=20),
+    )
+    cell = table.cells.set_index("group").loc["class mean"]
+    assert 0 <= cell["low"] < cell["pck"] < cell["high"] <= 1
+    assert cell["pck"] == pytest.approx(0.7)
+
+
+def test_each_class_is_compared_on_its_own_pairs(tmp_path: Path) -> None:
+    mine = {"cat": PAIRS["good"], "dog": PAIRS["far"]}
+    theirs = {"cat": PAIRS["far"], "dog": PAIRS["good"][::-1]}
+    table = build_table(
+        spec_of(tmp_path, **CLASSES),
+        [by_class("mine", mine), by_class("theirs", theirs)],
+        synthetic=False,
+        scores_of=lambda one: pair_scores(
+            mine if one["predictions"]["matcher"]["label"] == "mine" else theirs
+        ),
+    )
+    cells = table.cells.set_index(["method", "group"])
+    assert cells.loc[("mine", "cat"), "rank"] == "best"
+    assert cells.loc[("theirs", "dog"), "rank"] == "best"
+    assert {cells.loc[(m, g), "rank"] for m in ("mine", "theirs") for g in ("all", CLASS_MEAN)} == {
+        "best"  # both reach (0.87 + 0.41) / 2
+    }
+    raw = [
+        scipy.stats.ttest_rel(PAIRS["good"], PAIRS["far"]).pvalue,
+        scipy.stats.ttest_rel(PAIRS["good"][::-1], PAIRS["far"]).pvalue,
+    ]
+    assert cells.loc[("theirs", "cat"), "p_best"] == pytest.approx(2 * min(raw))
+    assert cells.loc[("mine", "dog"), "p_best"] == pytest.approx(max(2 * min(raw), max(raw)))
+
+
+def test_the_classes_of_a_part_and_of_stand_ins_are_labelled(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **CLASSES)
+    made = [by_class(label, THREE_AND_ONE, n_pairs=4) for label in "ab"]
+    table = build_table(spec, made, synthetic=False)
+    assert table.title.endswith(", alpha 0.1, measured on 4 of 12234 pairs")
+    assert table.cells["rank"].isna().all()
+    made = [by_class(label, {"own class": [0.5]}, synthetic=True) for label in "ab"]
+    table = build_table(spec, made, synthetic=True)
+    assert "SYNTHETIC" in table.title
+    assert "| own class | all | class mean |" in table.markdown()
+    assert (table.cells["rank"] == "best").all()
+
+
+def test_table_2_is_what_its_file_says(tmp_path: Path) -> None:
+    spec = TableSpec.load(TABLES / "table2.yaml")
+    content = yaml.safe_load(
+        (reports.published_figures.PUBLISHED / spec.published).read_text(encoding="utf-8")
+    )
+    mine = by_class("mine", {"cat": [0.5], "dog": [0.7, 0.6]}, n_pairs=12234)
+    table = build_table(spec, [mine], synthetic=False)
+    rows = {row["method"].split(" (")[0]: row["values"] for row in table.rows}
+    assert list(rows) == [method["method"] for method in content["methods"]] + ["mine"]
+    assert len(table.columns) == 20
+    for method in content["methods"]:
+        (classes,) = method["classes"]["spair"].values()
+        values = rows[method["method"]]
+        for name, value in classes.items():
+            assert values["spair", 0.1, name]["pck"] * 100 == pytest.approx(value)
+        assert values["spair", 0.1]["pck"] * 100 == pytest.approx(method["pck"]["spair"][0.1])
+        mean = sum(classes.values()) / 18
+        assert values["spair", 0.1, CLASS_MEAN]["pck"] * 100 == pytest.approx(mean)
+    assert "| 20.6 | 23.8 |" in table.markdown()  # CNNGeo: the two means are often confused
+    line = next(line for line in table.markdown().splitlines() if line.startswith("| mine |"))
+    assert line == (
+        "| mine | measured | canonical@1 | – | – | – | – | – | – | – | 50.0 | – | – | 65.0 | – "
+        "| – | – | – | – | – | – | 60.0 [0.0, 100.0] | 57.5 |"
+    )
+    computed = table.cells[table.cells["group"] == CLASS_MEAN]
+    assert computed["source"].str.endswith("mean of its printed classes").sum() == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("nemf_table1", "published"), ("nemf_table2", "spair_per_class")]
+)
+def test_published_figures_are_those_that_were_read(name: str, file: str, shared: Path) -> None:
+    """Both ways against the list that says where each figure was read."""
+    short = {"aero": "aeroplane", "bike": "bicycle", "mbike": "motorbike", "plant": "pottedplant",
+             "tv": "tvmonitor"}  # fmt: skip
+    titles = {title: dataset for dataset, title in TITLES.items()}
+    source = f"NeMF arXiv 2210.02689 Table {name[-1]}"
+    read = {}
+    for row in yaml.safe_load((shared / "published" / f"{file}.yaml").read_text()):
+        if row["source"] == source:
+            group = short.get(row.get("class", "all"), row.get("class", "all"))
+            read[row["method"], titles[row["dataset"]], group, row["alpha"]] = row["value"]
+    published = PublishedTable.load(f"{name}.yaml")
+    assert len(read) > 50
+    assert {(m.name, *key): v for m in published.methods for key, v in m.figures.items()} == read
+
+
+def test_table_2_from_images_to_the_files(tiny_spair: Any, tmp_path: Path) -> None:
+    """What the commands do; the per-pair scores agree with the records."""
+    spec = TableSpec.load(TABLES / "table2.yaml")
+    data, out = tiny_spair(splits=("test",)), tmp_path / "out"
+    assert find_datasets(spec, data).datasets == ("spair",)
+    predict_table(spec, data, out, ("copy",), {})
+    assert score_table(spec, out) == 1 + len(spec.oracle_grids)
+    found = current_records(out)
+    records = [one for _, one in found]
+    scores_of = rescorer(found, spec.alphas)
+    for one in records:
+        frame = scores_of(one).frame
+        (entry,) = [
+            e for e in one["metrics"]
+            if (e["group"], e["averaging"], e["alpha"]) == ("all", "image", 0.1)
+        ]  # fmt: skip
+        assert (frame[alpha_name(0.1)] / frame["n"]).mean() == pytest.approx(entry["pck"])
+    tables = [
+        build_table(spec, records, synthetic=False, scores_of=rescorer(found, spec.alphas))
+        for _ in range(2)
+    ]
+    texts = [(t.markdown(), t.latex(), t.cells.to_csv()) for t in tables]
+    assert texts[0] == texts[1]
+    assert "measured on 2 of 12234 pairs" in texts[0][0]
+    measured = tables[0].cells[tables[0].cells["origin"] == "measured"]
+    assert set(measured["group"]) == {"cat", "dog", "all", "class mean"}
+    assert measured["key"].notna().all()
+    assert (measured["seed"] == 2022).all()
+    # another table leaves these predictions alone
+    with pytest.raises(NemfError, match="no predictions to score"):
+        score_table(TableSpec.load(TABLES / "table2-animalpose.yaml"), out)
 
 
 # -- rows: order and marks ------------------------------------------------------------------------
@@ -465,7 +1068,7 @@ def test_predictions_made_elsewhere_are_marked(spec: TableSpec) -> None:
     table = build_table(spec, [external("theirs")], synthetic=False)
     assert "| theirs | external | canonical@1 |" in table.markdown()
     assert "theirs: predictions made elsewhere, file SHA-256 aaaaaaaaaaaa." in table.footnotes
-    assert not any(note.startswith("Code:") for note in table.footnotes)
+    assert f"Code: scores by commit {'e' * 12}." in table.footnotes
 
 
 def test_random_weights_and_known_classes_are_marked(tmp_path: Path) -> None:
@@ -513,13 +1116,15 @@ def test_footnotes_name_weights_unanswered_code_and_what_is_missing(tmp_path: Pa
         record("loose", commit=None),
     ]
     made[2]["predictions"]["code"]["dirty"] = True
+    made[3]["scored_by"] = {"commit": "f" * 40, "dirty": True}
     table = build_table(spec, made, synthetic=False, missing=["SPair-71k: no folder."])
     notes = table.footnotes
     assert f"net: weights {'1' * 12}, {'2' * 12}." in notes
     assert "net on PF-WILLOW: 7 of 9000 unanswered (wrong)." in notes
     assert (
-        f"Code: commit {'b' * 12} with uncommitted changes, commit {'c' * 12}, predictions from "
-        "outside a git checkout."
+        f"Code: predictions by code outside a git checkout, commit {'b' * 12} with uncommitted "
+        f"changes, commit {'c' * 12}; scores by commit {'e' * 12}, commit {'f' * 12} with "
+        "uncommitted changes."
     ) in notes
     assert notes[-1] == "Not measured: SPair-71k: no folder."
 
@@ -548,6 +1153,13 @@ def test_a_specification_is_read_in_its_types(spec: TableSpec) -> None:
         ({"name": None}, "name must be a text"),
         ({"title": 3}, "title must be a text, not 3"),
         ({"split": ["test"]}, "split must be a text"),
+        ({"kind": "flags"}, "kind must be datasets or classes, not 'flags'"),
+        ({"kind": "classes"}, "a table of classes has one dataset in columns"),
+        ({"kind": "classes", "alphas": [0.1], "columns": []}, "a table of classes has one"),
+        (
+            {"kind": "classes", "alphas": [0.1], "extra_columns": ["spair"]},
+            "a table of classes has one",
+        ),
         ({"averaging": "pair"}, "averaging must be image or point, not 'pair'"),
         ({"alphas": 0.1}, "alphas must be a list of numbers, not 0.1"),
         ({"alphas": []}, "give at least one alpha"),
@@ -564,7 +1176,7 @@ def test_a_specification_is_read_in_its_types(spec: TableSpec) -> None:
         ({"matchers": {"real": "copy", "synthetic": []}}, "matchers must be a list of names"),
         ({"oracle_grids": [16, 0]}, "oracle_grids must be a list of positive integers"),
         ({"oracle_grids": ["16"]}, "oracle_grids must be a list of positive integers"),
-        ({"published": "gone.yaml"}, "published must be null or one of nemf_table1.yaml"),
+        ({"published": "gone.yaml"}, "published must be null or one of nemf_table1.yaml, nemf_t"),
         ({"colums": []}, "unknown colums"),
     ],
 )
