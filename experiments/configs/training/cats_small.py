@@ -18,7 +18,7 @@ train_dataloader = dict(batch_size=8, dataset=dict(pairs_per_epoch=300))
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=4)
 optim_wrapper = dict(
     type="AutocastOptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=3e-4, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [

@@ -17,6 +17,7 @@ model = dict(
 )
 val_cfg = dict(pairs=60)
 train_cfg = dict(max_epochs=epochs, val_interval=3)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, begin=0, end=1, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", begin=1, end=epochs, eta_min=1e-6, convert_to_iter_based=True),
