@@ -324,6 +324,23 @@ def test_optimisation_climbs_and_stays_near(small: NeMF) -> None:
         assert (end != start).any()
 
 
+def test_without_search_and_optimisation_the_encoder_answers(small: NeMF) -> None:
+    """Its soft-argmax, resized to the target and read at the keypoints."""
+    encoder = NeMF(**SMALL, iterations=0, optimise=False)
+    encoder.load_state_dict(small.state_dict())
+    target, source = features(small, 1), features(small, 2, 24, 18)
+    points = torch.tensor([[3.25, 4.0], [20.0, 15.5]])
+    (found,) = encoder.match([target], [source], [points])
+    axis = torch.linspace(-1, 1, 16)
+    with torch.no_grad():
+        refined = small.encode_pairs([source], [target]).refined
+        field = initial_field(soft_argmax(refined.mean(1), axis, axis), *target.canvas)
+    (x0, y0), (x1, y1) = ((int(x), int(y)) for x, y in points.tolist())
+    by_hand = [0.75 * field[y0, x0] + 0.25 * field[y0, x0 + 1], field[y1 : y1 + 2, x1].mean(0)]
+    expected = (torch.stack(by_hand) + 1) / 2 * torch.tensor([17.0, 23.0])
+    torch.testing.assert_close(found.points, expected, atol=1e-4, rtol=0)
+
+
 def test_pairs_searched_together_are_answered_as_alone(
     small: NeMF, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from nemf.supervision import PairBatch, collate_pairs, end_point_error, flow_lab
 TRAINABLE: dict[str, dict[str, Any]] = {
     "cats": {"backbone": "resnet_small", "layers": (4, 6), "proj_dim": 32, "mlp_ratio": 1},
     "nemf": {
-        **{"backbone": "resnet_small", "layers": (4, 6), "proj_dim": 32, "mlp_ratio": 1},
+        **{"backbone": "resnet_small", "layers": (6,), "proj_dim": 32, "mlp_ratio": 1},
         **{"level_channels": 4, "field_width": 32, "training": {"candidates": 8}},
     },
 }
