@@ -5,6 +5,8 @@ OUT ?= outputs
 DATA ?= $(NEMF_DATA)
 WEIGHTS ?= $(NEMF_WEIGHTS)
 MATCHERS ?=
+DATASET ?=
+PROTOCOL ?=
 JOBS ?= auto
 DOWNLOAD ?=
 
@@ -16,7 +18,7 @@ ROOT = $(if $(DATA),$(DATA),$(OUT)/synthetic)
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-long lint reproduce-table1 bench ui backbone
+.PHONY: help setup test test-long lint reproduce-table1 reproduce-table2 compare figures bench ui backbone
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -30,14 +32,32 @@ $(READY): pyproject.toml
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[test]"
 	@touch $@
 
-reproduce-table1: $(READY) ## Table 1: DATA=<root of the datasets>, or synthetic stand-ins without
-ifeq ($(DATA),)
-	$(NEMF) data make-synthetic $(ROOT)
-endif
-	$(NEMF) predict --table 1 --data "$(ROOT)" --out $(OUT) $(if $(DATA),,--train) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+# $(1): the table's number. Without DATA, stand-ins are rendered and recipes of the table trained.
+define reproduce
+	$(if $(DATA),,$(NEMF) data make-synthetic $(ROOT))
+	$(NEMF) predict --table $(1) --data "$(ROOT)" --out $(OUT) $(if $(DATA),,--train) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 		$(if $(MATCHERS),--matchers "$(MATCHERS)") $(if $(DOWNLOAD),--download)
-	$(NEMF) score --table 1 --out $(OUT)
-	$(NEMF) table 1 --out $(OUT)
+	$(NEMF) score --table $(1) --out $(OUT)
+	$(NEMF) table $(1) --data "$(ROOT)" --out $(OUT)
+endef
+
+reproduce-table1: $(READY) ## Table 1: DATA=<root of the datasets>, or synthetic stand-ins without
+	$(call reproduce,1)
+
+reproduce-table2: $(READY) ## Table 2, the classes of SPair-71k: DATA= as for Table 1
+	$(call reproduce,2)
+
+# Pictures need the dataset: DATA, or the stand-ins that an earlier target rendered.
+compare: $(READY) ## Compare predictions in OUT: MATCHERS="nemf cats" [DATASET= PROTOCOL= DATA=]
+	$(NEMF) compare $(MATCHERS) --out $(OUT) $(if $(DATASET),--dataset "$(DATASET)") \
+		$(if $(PROTOCOL),--protocol "$(PROTOCOL)") \
+		$(if $(DATA)$(wildcard $(OUT)/synthetic),--data "$(ROOT)")
+
+figures: $(READY) ## Figures of what lies in OUT [MATCHERS= DATASET= PROTOCOL= DATA= WEIGHTS=]
+	$(NEMF) figure all --out $(OUT) $(if $(MATCHERS),--matchers "$(MATCHERS)") \
+		$(if $(DATASET),--dataset "$(DATASET)") $(if $(PROTOCOL),--protocol "$(PROTOCOL)") \
+		$(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+		$(if $(DATA)$(wildcard $(OUT)/synthetic),--data "$(ROOT)")
 
 test: $(READY) lint ## Unit, contract, golden, import-direction and real-data tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m "not long"
@@ -51,6 +71,7 @@ lint: $(READY) ## ruff: lint and format
 
 bench: $(READY) ## Speed of the suite itself, as ratios within one run
 	$(NEMF) bench
+	$(VENV)/bin/python -m tests.benchmarks.nemf_search 375 500
 
 backbone: $(READY) ## Train the small CNN that ships for the synthetic job
 	$(NEMF) train experiments/configs/training/resnet_small.py --out $(OUT)

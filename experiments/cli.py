@@ -36,6 +36,10 @@ _OPTIONS = click.option(
 )  # fmt: skip
 _JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 _ALPHAS = click.option("--alphas", metavar="A,B,...", help="Thresholds, e.g. 0.05,0.1.")
+_MLFLOW = click.option(
+    "--mlflow/--no-mlflow", "use_mlflow", default=True, show_default=True,
+    help="Mirror the results to $MLFLOW_TRACKING_URI [default: mlflow.db in --out].",
+)  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -416,16 +420,34 @@ def _interval(entry: dict[str, Any]) -> str:
 @main_group.command("table")
 @click.argument("name")
 @click.option("--synthetic/--real", "synthetic", default=None, help="If both lie in --out.")
-@click.option("--mlflow/--no-mlflow", "use_mlflow", default=True, show_default=True)
+@click.option(
+    "--from-mlflow", is_flag=True,
+    help="First fetch predictions and scores from $MLFLOW_TRACKING_URI into --out.",
+)  # fmt: skip
+@_MLFLOW
+@_DATA
 @_OUT
-def table_command(name: str, synthetic: bool | None, use_mlflow: bool, out: Path) -> None:
-    """Make table NAME (1, or a specification file) from the records in --out."""
-    from experiments.jobs import last_job, missing_sentences, table_spec
+def table_command(
+    name: str,
+    synthetic: bool | None,
+    from_mlflow: bool,
+    use_mlflow: bool,
+    data: Path | None,
+    out: Path,
+) -> None:
+    """Make table NAME (1, 2, or a specification file) from the records in --out, and a page to look
+    at it with; with --data the page shows the pictures."""
+    from experiments.jobs import last_job, missing_sentences, rescorer, table_spec
+    from reports.page import write_page
     from reports.records import current_records
     from reports.tables import build_table
 
     spec = table_spec(name)
-    records = [record for _, record in current_records(out)]
+    fetched = _fetched(out, spec.name, synthetic) if from_mlflow else None
+    if fetched is not None:
+        synthetic = fetched.synthetic
+    found = current_records(out)
+    records = [record for _, record in found]
     kinds = {record["predictions"]["synthetic"] for record in records}
     job = last_job(spec, out)
     if synthetic is None:
@@ -436,23 +458,34 @@ def table_command(name: str, synthetic: bool | None, use_mlflow: bool, out: Path
     records.sort(key=lambda r: order.get(r["predictions"]["matcher"]["label"], len(order)))
     shown = [record for record in records if record["predictions"]["synthetic"] == synthetic]
     missing = missing_sentences(job, shown)
-    table = build_table(spec, records, synthetic=synthetic, missing=missing)
-    files = table.write(out / spec.name)
+    scores_of = rescorer(found, spec.alphas)
+    table = build_table(spec, records, synthetic=synthetic, missing=missing, scores_of=scores_of)
+    files = [*table.write(out / spec.name), out / spec.name / f"{spec.name}.html"]
+    write_page(files[-1], table, found, data=data)
     click.echo(table.markdown())
-    if use_mlflow:
-        from reports.tracking import (
-            publish_cells,
-            publish_table,
-            tracking_uri,
-            without_password,
-        )
+    if use_mlflow and fetched is None:
+        from reports.mlflow_store import tracking_uri, without_password
+        from reports.tracking import publish_cells, publish_table, publish_trainings
 
-        cells = publish_cells(out)
-        tags = {"synthetic": str(synthetic).lower()}
-        publish_table(out, spec.name, files, table.markdown(), cells, tags)
+        publish_trainings(out)
+        job_file = out / spec.name / "job.json"
+        published = [*files, *([job_file] if job_file.exists() else [])]
+        publish_table(out, table, published, publish_cells(out))
         click.echo(f"MLflow: {without_password(tracking_uri(out))}")
+    differing = fetched.differing(files) if fetched is not None and fetched.published else []
     for file in files:
-        click.echo(file)
+        click.echo(f"{file}{' (differs from the published file)' if file in differing else ''}")
+    if fetched is not None and data is None and files[-1] in differing:
+        click.echo("the published page may show pictures: give --data to rebuild it with them")
+
+
+def _fetched(out: Path, name: str, synthetic: bool | None) -> Any:
+    """The published table, its cells in ``out``."""
+    from reports.rebuilding import fetch_table
+
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise NemfError("--from-mlflow needs MLFLOW_TRACKING_URI: the store to fetch from")
+    return fetch_table(out, name, synthetic)
 
 
 def _row_order(matchers: tuple[str, ...]) -> dict[str, int]:
@@ -460,6 +493,148 @@ def _row_order(matchers: tuple[str, ...]) -> dict[str, int]:
     from experiments.configurations import load_config
 
     return {load_config(f"{m}/spair").label: i for i, m in enumerate(matchers)}
+
+
+# -- compare --------------------------------------------------------------------------------------
+
+
+@main_group.command("compare")
+@click.argument("runs", nargs=-1, metavar="A B [C ...]")
+@click.option("--dataset", help="Dataset, or a folder's name such as spair-test-synthetic.")
+@click.option("--protocol", default="canonical@1", show_default=True)
+@click.option("--alpha", default=0.1, show_default=True, help="The one the conclusion is about.")
+@_ALPHAS
+@click.option("--by", type=click.Choice(["image", "point"]), default="image", show_default=True)
+@click.option("--all-pairs", is_flag=True, help="All with all, not only the first with each.")
+@_DATA
+@_OUT
+@_JSON
+def compare_command(
+    runs: tuple[str, ...],
+    dataset: str | None,
+    protocol: str,
+    alpha: float,
+    alphas: str | None,
+    by: Any,
+    all_pairs: bool,
+    data: Path | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Compare A with B on the same pairs. Each is a label, matcher or matcher config among the
+    current predictions in --out, or a prediction file. With --data: pictures too."""
+    from experiments.provenance import code_state
+    from experiments.store import slug
+    from nemf.scoring import check_alphas, get_protocol
+    from reports.comparison import ALPHAS, compare, find_runs
+
+    rule = get_protocol(protocol)
+    comparison = compare(
+        find_runs(out, [_names_of(name) for name in runs], rule, dataset),
+        rule,
+        alphas=check_alphas(alphas.split(",")) if alphas else ALPHAS,
+        alpha=alpha,
+        by=by,
+        all_pairs=all_pairs,
+        data=data,
+        code=code_state(),
+    )
+    folder = out / "compare" / slug(comparison.name)
+    files = comparison.write(folder)
+    if as_json:
+        click.echo(comparison.json(), nl=False)
+        return
+    click.echo(comparison.markdown())
+    for file in dict.fromkeys(f if f.parent == folder else f.parent for f in files):
+        click.echo(file)
+
+
+def _names_of(name: str) -> tuple[str, ...]:
+    """The name as typed and, if a matcher config is called so, the label of its predictions."""
+    from experiments.configurations import config_names, load_config
+
+    if name not in config_names("matchers"):
+        return (name,)
+    return name, load_config(f"{name}/spair").label
+
+
+# -- figure ---------------------------------------------------------------------------------------
+
+
+@main_group.command("figure")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--dataset", help="Dataset, or a folder's name such as spair-test-synthetic.")
+@click.option(
+    "--matchers", help="Only these configs or matchers (comma or space), or labels (semicolon)."
+)
+@click.option("--protocol", default="canonical@1", show_default=True)
+@click.option("--alpha", default=0.1, show_default=True)
+@click.option("--pair", "pairs", multiple=True, help="Id of a pair to show. Repeatable.")
+@click.option("--keypoint", default=0, show_default=True, help="Its number; of the figure field.")
+@_DATA
+@_OUT
+@_WEIGHTS
+@_OPTIONS
+def figure_command(
+    names: tuple[str, ...],
+    dataset: str | None,
+    matchers: str | None,
+    protocol: str,
+    alpha: float,
+    pairs: tuple[str, ...],
+    keypoint: int,
+    data: Path | None,
+    out: Path,
+    weights: Path | None,
+    options: tuple[str, ...],
+) -> None:
+    """Draw figures (PNG, PDF and the numbers as JSON) of what lies in --out.
+
+    NAME: classes (heat map), curves (PCK over alpha), difficulty, transfer (keypoints on images),
+    training, search (NeMF's flow by iteration), field (matching field of a keypoint), or all, which
+    leaves out what cannot be made and says why.
+    """
+    from experiments.figure_jobs import FIGURES, FigureRequest, make_figures
+    from experiments.jobs import table_spec
+    from nemf.scoring import check_alphas, get_protocol
+    from reports.figure_files import CannotDraw
+
+    for name in names:
+        if name not in (*FIGURES, "all"):
+            raise NemfError(f"unknown figure {name!r}: choose {', '.join(FIGURES)} or all")
+    _find_weights(weights, data, False)
+    rows = table_spec("1").matchers
+    request = FigureRequest(
+        out=out,
+        protocol=get_protocol(protocol),
+        data=data,
+        dataset=dataset,
+        matchers=tuple(_names_of(name) for name in _listed(matchers)),
+        order=tuple(_row_order((*rows["synthetic"], *rows["real"]))),
+        pairs=pairs,
+        alpha=check_alphas([alpha])[0],
+        keypoint=keypoint,
+        options=_parse_options(options),
+    )
+    failed = False
+    for name in FIGURES if "all" in names else dict.fromkeys(names):
+        for what, result in make_figures(name, request):
+            if not isinstance(result, NemfError):
+                for file in result:
+                    click.echo(file)
+            elif isinstance(result, CannotDraw) and "all" in names:
+                click.echo(f"not made: {what}: {result}")
+            else:
+                click.echo(f"nemf: {what}: {result}", err=True)
+                failed = True
+    sys.exit(2 if failed else 0)
+
+
+def _listed(names: str | None) -> list[str]:
+    """Names separated by commas or spaces; by semicolons if there is one (labels hold both)."""
+    if names and ";" in names:
+        return [name.strip() for name in names.split(";") if name.strip()]
+    return (names or "").replace(",", " ").split()
 
 
 # -- match, train, bench --------------------------------------------------------------------------
@@ -516,6 +691,7 @@ def match_command(
 
 @main_group.command("train")
 @click.argument("config")
+@_MLFLOW
 @_DATA
 @_OUT
 @_WEIGHTS
@@ -523,6 +699,7 @@ def match_command(
 @_OPTIONS
 def train_command(
     config: str,
+    use_mlflow: bool,
     data: Path | None,
     out: Path,
     weights: Path | None,
@@ -535,6 +712,12 @@ def train_command(
 
     _find_weights(weights, data, download)
     click.echo(train(config, out, _parse_options(options), data))
+    if use_mlflow:
+        from reports.mlflow_store import tracking_uri, without_password
+        from reports.tracking import publish_trainings
+
+        publish_trainings(out)
+        click.echo(f"MLflow: {without_password(tracking_uri(out))}", err=True)
 
 
 @main_group.command("bench")

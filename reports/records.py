@@ -100,8 +100,24 @@ def score_pairs(
     oracle_grid: int | None = None,
 ) -> PairScores:
     """Scores a prediction file pair by pair. Errors as :func:`keypoint_errors`."""
-    chosen = check_alphas(alphas if alphas is not None else protocol.alphas)
     error, length = keypoint_errors(predictions, protocol, oracle_grid=oracle_grid)
+    scores = pair_scores(predictions, protocol, error, length, alphas)
+    if oracle_grid is not None:
+        label = f"oracle-grid {oracle_grid}x{oracle_grid} (ceiling)"
+        scores.meta["matcher"] = {"name": "oracle-grid", "label": label, "grid": oracle_grid}
+    return scores
+
+
+def pair_scores(
+    predictions: Predictions,
+    protocol: Protocol,
+    error_px: np.ndarray,
+    length_px: np.ndarray,
+    alphas: Sequence[float] | None = None,
+) -> PairScores:
+    """Scores from :func:`keypoint_errors`, for callers that use the errors as well or change them
+    (an error set to +inf makes a keypoint wrong at every alpha)."""
+    chosen = check_alphas(alphas if alphas is not None else protocol.alphas)
     starts = predictions.pair_starts
     columns: dict[str, Any] = {}
     for name in ("pair", "category"):
@@ -110,16 +126,12 @@ def score_pairs(
     for flag in FLAGS:
         columns[flag] = predictions.column(flag)[starts]
     columns["image_a"], columns["image_b"] = _image_codes(predictions, starts)
-    columns["n"] = np.diff(np.r_[starts, len(error)])
-    columns["n_none"] = np.add.reduceat(np.isinf(error).astype(np.int64), starts)
+    columns["n"] = np.diff(np.r_[starts, len(error_px)])
+    columns["n_none"] = np.add.reduceat(np.isinf(error_px).astype(np.int64), starts)
     for alpha in chosen:
-        hits = correct(error, length, alpha, inclusive=protocol.inclusive)
+        hits = correct(error_px, length_px, alpha, inclusive=protocol.inclusive)
         columns[alpha_name(alpha)] = np.add.reduceat(hits.astype(np.int64), starts)
-    meta = dict(predictions.meta)
-    if oracle_grid is not None:
-        label = f"oracle-grid {oracle_grid}x{oracle_grid} (ceiling)"
-        meta["matcher"] = {"name": "oracle-grid", "label": label, "grid": oracle_grid}
-    return PairScores(pd.DataFrame(columns), chosen, protocol, meta)
+    return PairScores(pd.DataFrame(columns), chosen, protocol, dict(predictions.meta))
 
 
 def _image_codes(predictions: Predictions, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
