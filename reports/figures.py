@@ -13,6 +13,7 @@ from nemf.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
 
 _WIDEST_IN = 16  # both images side by side
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print by the numbers.
@@ -86,18 +87,27 @@ def draw_matches(
 
 
 def draw_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], file: Path) -> None:
-    """Training curves by label: losses (left) and validation PCK in % (right) over epochs, as PNG.
-
-    Each curve is a list of entries with ``epoch``, ``loss`` and the parts ``loss_*``, and, where a
-    validation took place, ``pck-<alpha>`` fractions. NemfError if the file cannot be written.
-    """
+    """Training curves by label as PNG, see :func:`plot_curves`. NemfError if the file cannot be
+    written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    plot_curves(*figure.subplots(1, 2), curves)
+    write_whole(file, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def plot_curves(
+    left: Axes, right: Axes, curves: Mapping[str, Sequence[Mapping[str, float]]]
+) -> None:
+    """Training curves by label: losses (left) and validation PCK in % (right) over epochs.
+
+    Each curve is a list of entries with ``epoch``, ``loss`` and the parts ``loss_*``, and, where a
+    validation took place, ``pck-<alpha>`` fractions.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     styles = ("-", "--", ":", "-.")
     for number, (label, entries) in enumerate(curves.items()):
         colour = _COLOURS[(4, 5, 2, 6, 0, 1, 3)[number % len(_COLOURS)]]
@@ -115,13 +125,12 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], file: Path)
                     *zip(*points, strict=True), style, color=colour, marker=".",
                     label=f"{label} {name}".strip(),
                 )  # fmt: skip
-    left.set_title("training loss", fontsize=10)
-    right.set_title("validation PCK (%)", fontsize=10)
+    left.set_title("training loss")
+    right.set_title("validation PCK (%)")
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize=7, frameon=False)
-    write_whole(file, lambda temporary: figure.savefig(temporary, format="png"))
+            axes.legend(frameon=False)

@@ -1,0 +1,84 @@
+"""Training curves as a figure, from what a training leaves beside its weights. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemf.datasets import dataset_class
+from nemf.errors import NemfError
+from reports.figure_files import PAGE_IN, CannotDraw, write_figure
+from reports.figure_sources import dataset_title
+from reports.figures import plot_curves
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def finished_trainings(out: Path) -> list[Path]:
+    """The stories (``<name>.json``) of the finished trainings below ``out`` that have a curve.
+    CannotDraw if there is none, NemfError for one that cannot be read."""
+    files = sorted(out.glob("training/*/*.json"))
+    files = [file for file in files if _story(file).get("curve")]
+    if not files:
+        raise CannotDraw(f"{out} holds no finished training with a curve: run `nemf train`")
+    return files
+
+
+def training_figure(file: Path) -> dict[str, Any]:
+    """Content of the curves of one training: losses and validation PCK by epoch."""
+    story = _story(file)
+    sides = {side: story.get("datasets", {}).get(f"{side}_dataloader") for side in ("train", "val")}
+    caption = f"Training of {file.stem}: losses (mean over an epoch) and validation PCK by epoch. "
+    for side, name in (("train", "Trained on"), ("val", "validated on")):
+        caption += f"{name} {_data_text(sides[side], story, side)}; "
+    chosen = story.get("validation") or {}
+    if chosen:
+        caption += f"the weights are those of epoch {chosen['epoch']}, the best validation."
+    else:
+        caption += "the weights are those of the last epoch."
+    return {
+        "figure": "training",
+        "caption": caption,
+        "name": file.stem,
+        "datasets": sides,
+        "validation": chosen,
+        "curve": story["curve"],
+        "key": story.get("key"),
+        "weights_file_sha256": story.get("sha256"),
+        "code": story.get("code"),
+    }
+
+
+def _data_text(facts: dict[str, Any] | None, story: dict[str, Any], side: str) -> str:
+    if not facts:
+        return "data that the training does not name"
+    title = dataset_title(
+        {"title": dataset_class(facts["dataset"]).title}
+        | {key: facts[key] for key in ("split", "synthetic")}
+    )
+    if side == "train":
+        return f"{title} ({facts['pairs']:,} pairs)"
+    rules = story.get("settings", {}).get("val_cfg") or {}
+    pairs = min(rules.get("pairs") or facts["pairs"], facts["pairs"])
+    return (
+        f"{title} ({pairs:,} of {facts['pairs']:,} pairs, {rules.get('protocol', 'canonical@1')})"
+    )
+
+
+def _story(file: Path) -> dict[str, Any]:
+    try:
+        story = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise NemfError(f"{file}: cannot be read as a training's story ({problem})") from None
+    return story if isinstance(story, dict) else {}
+
+
+def draw_training(content: dict[str, Any], base: Path) -> list[Path]:
+    """Losses on the left, validation PCK on the right. NemfError if a file cannot be written."""
+
+    def draw(figure: Figure) -> None:
+        plot_curves(*figure.subplots(1, 2), {"": content["curve"]})
+
+    return write_figure(base, content, (PAGE_IN, 2.4), draw)
