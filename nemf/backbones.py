@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 PUBLISHED_URL = "https://download.pytorch.org/models/"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,17 @@ class _Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem and residual blocks of ``name`` up to hyperpixel id ``upto`` (None: all); no classifier.
+    """Stem and residual blocks of ``name`` up to hyperpixel id ``upto`` (None: all).
 
-    An ordinary trainable module until :meth:`freeze` is called. ``is_random`` says that its weights
-    were drawn, not learned (``Matcher.random_weights`` reads it).
+    ``classifier`` adds ``fc``, the ImageNet classifier of the mean of the last block's output after
+    its ReLU; ValueError for a trunk that ends earlier. An ordinary trainable module until
+    :meth:`freeze` is called. ``is_random`` says that its weights were drawn, not learned
+    (``Matcher.random_weights`` reads it).
     """
 
     is_random = False
 
-    def __init__(self, name: str, upto: int | None = None) -> None:
+    def __init__(self, name: str, upto: int | None = None, classifier: bool = False) -> None:
         super().__init__()
         table, arch = tap_table(name), _architecture(name)
         self.name = name
@@ -166,6 +169,10 @@ class ResNet(nn.Module):
                 arch.bottleneck,
             )
             getattr(self, layer).append(block)
+        if classifier:
+            if self.upto != len(table) - 1:
+                raise ValueError(f"a classifier needs all of {name}, not only id {self.upto}")
+            self.fc = nn.Linear(table[-1].channels, IMAGENET_CLASSES)
 
     def freeze(self, weights: bool = True) -> ResNet:
         """Stay in evaluation mode (batch norm uses its running statistics), even when a surrounding
@@ -222,13 +229,16 @@ def build_backbone(
     *,
     upto: int,
     seed: int = 0,
+    classifier: bool = False,
 ) -> ResNet:
-    """A frozen trunk of ``name``, deep enough for hyperpixel id ``upto``.
+    """A frozen trunk of ``name``, deep enough for hyperpixel id ``upto``; ``classifier``: with
+    ``fc``, which only the whole trunk can have.
 
     Its weights come from the first of these that is given:
 
     1. ``weights``: a file with torchvision's keys, bare or under "state_dict". It must hold every
-       tensor up to ``upto``; what lies deeper and the classifier may be there or not;
+       tensor up to ``upto`` and the classifier if it is wanted; anything else of the architecture
+       may be there or not;
     2. ``init="random"``: drawn from ``seed``; the global random state is not touched;
     3. the one file ``<name>*.pth`` in the folder ``$NEMF_WEIGHTS`` that holds enough;
     4. torchvision's ImageNet file from the cache, or downloaded if ``NEMF_DOWNLOAD=1``.
@@ -241,7 +251,7 @@ def build_backbone(
     if init and weights is not None:
         raise NemfError(f"give either weights={str(weights)!r} or init='random', not both")
     with torch.device("meta"):  # allocates nothing and draws no random numbers
-        model = ResNet(name, upto)
+        model = ResNet(name, upto, classifier)
     if init:
         model.is_random = True
         state = _random_state(model, seed)
@@ -339,8 +349,8 @@ def _found_state(model: ResNet) -> dict[str, Tensor]:
 
 
 def _random_state(model: ResNet, seed: int) -> dict[str, Tensor]:
-    """He-initialised convolutions, identity batch norms. Drawn in the order of the layers, so a
-    deeper trunk of the same seed begins with the same weights."""
+    """He-initialised convolutions, identity batch norms, a scaled normal classifier. Drawn in the
+    order of the layers, so a deeper trunk of the same seed begins with the same weights."""
     generator = torch.Generator().manual_seed(seed)
     last_norm = "bn3.weight" if ARCHITECTURES[model.name].bottleneck else "bn2.weight"
     state = {}
@@ -348,6 +358,8 @@ def _random_state(model: ResNet, seed: int) -> dict[str, Tensor]:
         if meta.ndim == 4:
             std = math.sqrt(2 / math.prod(meta.shape[1:]))
             state[key] = torch.randn(meta.shape, generator=generator) * std
+        elif meta.ndim == 2:
+            state[key] = torch.randn(meta.shape, generator=generator) / math.sqrt(meta.shape[1])
         elif key.endswith(("running_var", "weight")):
             # Half-weight branches: the sums of a deep trunk stay of moderate size.
             state[key] = torch.full(meta.shape, 0.5 if key.endswith(last_norm) else 1.0)
@@ -360,13 +372,14 @@ def _fitting_state(path: Path, model: ResNet) -> dict[str, Tensor]:
     """The tensors of a file that ``model`` needs, float32; NemfError if it does not fit."""
     state = read_state(path)
     wanted, shapes = model.state_dict(), _shapes(model.name)
-    parts = {key.split(".")[0] for key in wanted}
+    parts, known = {key.split(".")[0] for key in wanted}, shapes.keys() | wanted.keys()
+    classifier = " and its classifier" if "fc" in parts else ""
     return fitting_state(
         path,
         state,
         wanted,
-        unexpected=[k for k in state if k.split(".")[0] in parts and k not in shapes],
-        holds=f"{model.name} up to layer id {model.upto}",
+        unexpected=[k for k in state if k.split(".")[0] in parts and k not in known],
+        holds=f"{model.name} up to layer id {model.upto}{classifier}",
         remark=". " + _resemblance(state, model.name),
     )
 

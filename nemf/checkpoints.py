@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +12,25 @@ from torch import Tensor
 from nemf.errors import NemfError, WeightsNotFound
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file, bare or under ``"state_dict"``. Nothing but tensors is unpickled.
+def read_content(path: Path) -> Any:
+    """Whatever a file written by ``torch.save`` holds. Nothing but tensors is unpickled.
 
-    NemfError if the file is missing, unreadable or holds something else.
+    NemfError if the file is missing or unreadable.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise NemfError(f"{path}: there is no such weights file") from None
     except Exception as problem:  # on a foreign file torch's reader may stumble over anything
         raise NemfError(f"{path}: not a readable weights file ({one_line(problem)})") from None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file, bare or under ``"state_dict"``.
+
+    NemfError if the file cannot be read or holds something else.
+    """
+    content = read_content(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise NemfError(f"{path}: holds no state dict (tensors by name, bare or in 'state_dict')")

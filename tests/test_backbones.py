@@ -326,6 +326,33 @@ def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
         build_backbone(SMALL, path, upto=6)
 
 
+def test_a_classifier_comes_from_the_same_file(tmp_path: Path) -> None:
+    fc = {"fc.weight": torch.randn(1000, 96), "fc.bias": torch.randn(1000)}
+    path = save(random_state() | fc, tmp_path / "w.pth")
+    model = build_backbone(SMALL, path, upto=6, classifier=True)
+    assert torch.equal(model.fc.weight, fc["fc.weight"])
+    assert torch.equal(model.fc.bias, fc["fc.bias"])
+    assert not model.fc.weight.requires_grad
+    assert not hasattr(build_backbone(SMALL, path, upto=6), "fc")
+    bare = save(random_state(), tmp_path / "bare.pth")
+    with pytest.raises(NemfError, match=r"id 6 and its classifier: 2 missing \(fc.weight, fc.bias"):
+        build_backbone(SMALL, bare, upto=6, classifier=True)
+    stray = save(random_state() | fc | {"fc.scale": torch.ones(1)}, tmp_path / "stray.pth")
+    with pytest.raises(NemfError, match=r"1 unexpected \(fc.scale\)"):
+        build_backbone(SMALL, stray, upto=6, classifier=True)
+    with pytest.raises(ValueError, match="needs all of resnet_small, not only id 4"):
+        build_backbone(SMALL, path, upto=4, classifier=True)
+
+
+def test_a_random_classifier_leaves_the_trunk_as_it_is() -> None:
+    bare = build_backbone(SMALL, init="random", upto=6).state_dict()
+    model = build_backbone(SMALL, init="random", upto=6, classifier=True)
+    assert model.fc.weight.shape == (1000, 96)
+    assert float(model.fc.weight.std()) == pytest.approx(96**-0.5, rel=0.02)
+    assert not model.fc.bias.any()
+    assert all(torch.equal(value, bare[k]) for k, value in model.state_dict().items() if k in bare)
+
+
 class _Trap:
     def __reduce__(self) -> tuple:
         return (Path.touch, (Path("trap_went_off"),))

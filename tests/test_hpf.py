@@ -15,13 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines.hpf import (
-    CellGrid,
-    HyperpixelFlow,
-    Hyperpixels,
-    offset_bins,
-    regularised_hough,
-)
+from baselines.hpf import HyperpixelFlow
+from baselines.hyperpixels import CellGrid, Hyperpixels, offset_bins, regularised_hough
 from nemf.backbones import normalise
 from nemf.datasets.index import PairDataset
 from nemf.datasets.pfwillow import PFWillow
