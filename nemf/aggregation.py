@@ -36,16 +36,17 @@ def correlate(src: Tensor, trg: Tensor) -> Tensor:
         return src.flatten(2).transpose(1, 2) @ trg.flatten(2)
 
 
-def mutual_filter(correlation: Tensor) -> Tensor:
+def mutual_filter(correlation: Tensor, eps: float = 0.0) -> Tensor:
     """Soft mutual-nearest-neighbour filter of ``correlation`` (..., S, T), float32 or float64.
 
-    c * (c / max over T) * (c / max over S) (Rocco et al., NCNet, NeurIPS 2018); a maximum of zero
-    counts as 1e-30, negative maxima are divided by as they are.
+    c * (c / max over T) * (c / max over S) (Rocco et al., NCNet, NeurIPS 2018); ``eps`` is added to
+    the maxima (1e-5 there), a maximum of zero counts as 1e-30, negative maxima are divided by as
+    they are.
     """
     c = _at_least_float32(correlation)
     ratios = []
     for axis in (-1, -2):
-        highest = c.amax(axis, keepdim=True)
+        highest = c.amax(axis, keepdim=True) + eps
         ratios.append(c / torch.where(highest == 0, 1e-30, highest))
     return c * (ratios[0] * ratios[1])
 

@@ -18,7 +18,8 @@ from nemf.geometry import fit_ratio
 from nemf.pairs import Layout, Plan
 
 Averaging = Literal["image", "point"]
-Base = Literal["bbox", "image", "kps_extent", "kps_extent_padded"]
+Base = Literal["bbox", "image", "kps_extent", "kps_extent_padded", "kps_extent_padded_2"]
+PADDING: dict[Base, int] = {"kps_extent_padded": -1, "kps_extent_padded_2": -2}
 DEFAULT_ALPHAS = (0.01, 0.03, 0.05, 0.07, 0.10, 0.15)
 
 
@@ -28,10 +29,11 @@ class Frame:
 
     ``original``: pixels of the original image. ``squash``: the image resized to ``side`` x ``side``
     without keeping its aspect ratio, points scaled per axis (x * side / W). ``fit``: the image
-    shrunk so that its longer side is at most ``side``, points scaled by that one ratio.
+    shrunk so that its longer side is at most ``side``, points scaled by that one ratio. ``scale``:
+    the image shrunk or enlarged so that its longer side is ``side``, points likewise.
     """
 
-    kind: Literal["original", "squash", "fit"]
+    kind: Literal["original", "squash", "fit", "scale"]
     side: int = 0
 
     def __str__(self) -> str:
@@ -39,7 +41,7 @@ class Frame:
             return "original pixels"
         if self.kind == "squash":
             return f"squashed to {self.side}x{self.side}"
-        return f"longer side <= {self.side}"
+        return f"longer side {'<= ' if self.kind == 'fit' else ''}{self.side}"
 
     def factors(self, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """float32 (R, 2): what x and y of images of these sizes (R,) are multiplied by."""
@@ -47,6 +49,9 @@ class Frame:
             return np.ones((len(heights), 2), np.float32)
         if self.kind == "squash":
             return np.stack([self.side / widths, self.side / heights], 1).astype(np.float32)
+        if self.kind == "scale":
+            ratios = (self.side / np.maximum(heights, widths)).astype(np.float32)
+            return np.stack([ratios, ratios], 1)
         sizes = zip(heights.tolist(), widths.tolist(), strict=True)
         ratios = np.array([fit_ratio(size, self.side) for size in sizes], np.float32)
         return np.stack([ratios, ratios], 1)
@@ -63,7 +68,8 @@ class Protocol:
     - ``image``: longer side of the image (unpadded);
     - ``kps_extent``: longer side of the extent of the pair's keypoints there;
     - ``kps_extent_padded``: the same over an array padded with (-1, -1), as several official
-      codes compute it on PF-WILLOW by accident: max(max x, max y) + 1, larger than the object.
+      codes compute it on PF-WILLOW by accident: max(max x, max y) + 1, larger than the object;
+    - ``kps_extent_padded_2``: the same over an array padded with (-2, -2).
 
     A keypoint is correct if its error <= alpha * length (< if not ``inclusive``), compared in
     float32. ``averaging``: "image" is the mean over pairs of the fraction correct in the pair,
@@ -147,6 +153,47 @@ def _protocols() -> dict[str, Protocol]:
             "Min et al., ICCV 2019, official code",
             "Scored after shrinking each image to longer side <= 300 (isotropic, so up to rounding "
             "equal to canonical).",
+        ),
+        Protocol(
+            "scot-paper",
+            1,
+            Plan("src2trg"),
+            Frame("scale", 300),
+            proper,
+            "Liu et al., CVPR 2020, official code",
+            "As hpf-paper, but smaller images are enlarged to longer side 300 too (up to rounding "
+            "equal to canonical).",
+        ),
+        Protocol(
+            "geoaware-paper",
+            1,
+            Plan("src2trg"),
+            Frame("scale", 840),
+            proper,
+            "Zhang et al., CVPR 2024, official code",
+            "Scored after resizing each image to longer side 840; a keypoint whose error equals "
+            "the limit is wrong.",
+            inclusive=False,
+        ),
+        Protocol(
+            "ncnet-paper",
+            1,
+            Plan("trg2src"),
+            Frame("squash", 224),
+            proper,
+            "Rocco et al., NeurIPS 2018, official code",
+            "Scored in the squashed 224x224 frame. The code evaluates PF-PASCAL only; the lengths "
+            "of the others are the source's usual ones.",
+        ),
+        Protocol(
+            "chm-paper",
+            1,
+            Plan("src2trg"),
+            Frame("squash", 240),
+            proper | {"pfwillow": "kps_extent_padded_2"},
+            "Min and Cho, CVPR 2021, official code",
+            "Scored in the squashed 240x240 frame; on PF-WILLOW the threshold is taken over the -2 "
+            "padding of the keypoint array and is larger than the object.",
         ),
     ]
     return {p.id: p for p in items}
@@ -283,9 +330,9 @@ def lengths_px(
     first = np.flatnonzero(np.r_[True, pair[1:] != pair[:-1]])
     low = np.minimum.reduceat(points, first)
     high = np.maximum.reduceat(points, first)
-    if base == "kps_extent_padded":
-        low = np.minimum(low, np.float32(-1))
-        high = np.maximum(high, np.float32(-1))
+    if base in PADDING:
+        low = np.minimum(low, np.float32(PADDING[base]))
+        high = np.maximum(high, np.float32(PADDING[base]))
     counts = np.diff(np.r_[first, len(points)])
     return np.repeat((high - low).max(1), counts)
 

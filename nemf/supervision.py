@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from nemf.errors import NemfError
+
 CELL_REACH = 17 / 16  # a cell is taught by keypoints within so many cell widths of its centre
 
 
@@ -19,6 +21,7 @@ class PairBatch:
     ``src_kps``, ``trg_kps`` float32 (B, K, 2) px of the frames, pixel centres at integers;
     ``valid`` bool (B, K), at least one a pair; ``seeds`` int64 (B,): whatever a loss draws for a
     pair, it draws from the pair's own seed, so that a batch equals its pairs one by one.
+    ``following`` (1, 3, S, S): in a part of a batch, the source of the pair after it.
     """
 
     src: Tensor
@@ -27,6 +30,7 @@ class PairBatch:
     trg_kps: Tensor
     valid: Tensor
     seeds: Tensor
+    following: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -36,12 +40,32 @@ class PairBatch:
         return self.src.shape[-1]
 
     def to(self, device: torch.device) -> PairBatch:
-        return PairBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        following = None if self.following is None else self.following.to(device)
+        return PairBatch(*(tensor.to(device) for tensor in self._per_pair()), following)
 
     def split(self, pairs: int) -> list[PairBatch]:
         """The batch in parts of at most ``pairs`` pairs, in order."""
-        parts = zip(*(getattr(self, f.name).split(pairs) for f in fields(self)), strict=True)
-        return [PairBatch(*part) for part in parts]
+        parts = list(zip(*(tensor.split(pairs) for tensor in self._per_pair()), strict=True))
+        if len(parts) == 1:
+            return [self]
+        after = self.src[:1] if self.following is None else self.following
+        following = [*(src[:1] for src, *_ in parts[1:]), after]
+        return [PairBatch(*part, after) for part, after in zip(parts, following, strict=True)]
+
+    @property
+    def src_of_next(self) -> Tensor:
+        """(B, 3, S, S): for every pair the source of the next one of the whole batch (in a circle),
+        an image that it has nothing to do with. NemfError for a lone pair."""
+        if self.following is not None:
+            return torch.cat([self.src[1:], self.following])
+        if len(self) == 1:
+            raise NemfError(
+                "pairs that are compared with each other come in batches of two or more"
+            )
+        return self.src.roll(-1, 0)
+
+    def _per_pair(self) -> list[Tensor]:
+        return [getattr(self, f.name) for f in fields(self) if f.name != "following"]
 
 
 def collate_pairs(samples: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, int]]) -> PairBatch:

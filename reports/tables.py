@@ -24,7 +24,9 @@ from reports.records import PairScores
 from reports.table_files import Column, Table, value_key
 
 KINDS = ("datasets", "classes")
-_BASES = {"bbox": "bbox", "image": "img", "kps_extent": "bbox-kp", "kps_extent_padded": "bbox-kp"}
+_BASES = {"bbox": "bbox", "image": "img"} | dict.fromkeys(
+    ("kps_extent", "kps_extent_padded", "kps_extent_padded_2"), "bbox-kp"
+)
 _REFERENCES = ("copy", "oracle-grid")  # the floor and the ceilings, no methods
 _SHORT = {  # as the paper heads its columns
     "aeroplane": "aero", "bicycle": "bike", "motorbike": "mbike", "pottedplant": "plant",
@@ -580,7 +582,8 @@ def _measured_part(meta: dict[str, Any]) -> str:
 
 
 def _eval_resolution(frame: dict[str, Any]) -> str:
-    kinds = {"original": "ori", "squash": f"{frame['side']}", "fit": f"max {frame['side']}"}
+    side = frame["side"]
+    kinds = {"original": "ori", "squash": f"{side}", "fit": f"max {side}", "scale": f"long {side}"}
     return kinds[frame["kind"]]
 
 

@@ -216,6 +216,15 @@ def test_mutual_filter_restated() -> None:
     torch.testing.assert_close(mutual_filter(c), expected)
 
 
+def test_mutual_filter_with_something_added_to_the_maxima() -> None:
+    c = torch.tensor([[0.5, -0.2], [1.0, 0.4]])
+    expected = torch.tensor(
+        [[0.5**3 / (0.6 * 1.1), -(0.2**3) / (0.6 * 0.5)], [1 / 1.1**2, 0.4**3 / (1.1 * 0.5)]]
+    )
+    torch.testing.assert_close(mutual_filter(c[None], 0.1)[0], expected)
+    assert not mutual_filter(torch.zeros(1, 3, 3), 1e-5).any()
+
+
 def test_mutual_filter_without_a_positive_maximum() -> None:
     assert not mutual_filter(torch.zeros(1, 3, 3)).any()
     c = torch.tensor([[-0.5, -0.25], [-0.5, -0.5]])  # negative maxima are used as they are

@@ -22,6 +22,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "copy": {},
     "nearest": {"backbone": "resnet_small", "init": "random"},
     "hpf": {"backbone": "resnet_small", "layers": (2, 6), "init": "random"},
+    "scot": {"backbone": "resnet_small", "layers": (4, 6), "init": "random"},
+    "ncnet": {
+        **{"backbone": "resnet_small", "kernel_sizes": (3, 3), "channels": (4, 1)},
+        **{"input_size": 128, "init": "random"},
+    },
+    "chm": {"backbone": "resnet_small", "input_size": 128, "init": "random"},
+    "dinov2_nn": {"backbone": "dinov2_tiny", "init": "random", "input_size": 224},
     "cats": {"backbone": "resnet_small", "layers": (0, 3, 6), "init": "random"},
     "nemf": {
         **{"backbone": "resnet_small", "layers": (2, 4, 6), "init": "random"},

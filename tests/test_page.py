@@ -512,7 +512,7 @@ def test_every_number_is_the_records(out: Path, page: Path, browser: Browser) ->
                    e["averaging"], e["alpha"], f"{e['group']} {e['value']}")  # fmt: skip
             expected[key] = e["pck"]
     assert found.keys() == expected.keys()
-    assert len({key[2] for key in found}) == 5
+    assert {key[2] for key in found} == {*PROTOCOLS, STRICT.id}
     for key, (value, (pck, _, _)) in found.items():
         assert value == pytest.approx(expected[key], abs=1e-9), key
         assert pck == pytest.approx(expected[key], abs=1e-8), key

@@ -265,10 +265,14 @@ def slow_keypoints(predictions: Predictions, name: str) -> pd.DataFrame:
 
     def scaled(row: pd.Series, x: float, y: float) -> tuple[float, float]:
         height, width = float(row.reference_height), float(row.reference_width)
-        if name == "cats-paper@1":
-            return x * 256 / width, y * 256 / height
+        if name in ("cats-paper@1", "ncnet-paper@1", "chm-paper@1"):
+            side = {"cats": 256, "ncnet": 224, "chm": 240}[name.partition("-")[0]]
+            return x * side / width, y * side / height
         if name == "hpf-paper@1" and max(height, width) > 300:
             ratio = 300 / max(height, width)
+            return x * ratio, y * ratio
+        if name in ("scot-paper@1", "geoaware-paper@1"):
+            ratio = (300 if name == "scot-paper@1" else 840) / max(height, width)
             return x * ratio, y * ratio
         return x, y
 
@@ -283,8 +287,9 @@ def slow_keypoints(predictions: Predictions, name: str) -> pd.DataFrame:
         elif layout == "pfpascal":
             length = max(scaled(row, float(row.reference_width), float(row.reference_height)))
         else:
-            if name == "cats-paper@1":
-                true.append((-1.0, -1.0))
+            if name in ("cats-paper@1", "chm-paper@1"):
+                padding = -1.0 if name == "cats-paper@1" else -2.0
+                true.append((padding, padding))
             xs, ys = zip(*true, strict=True)
             length = max(max(xs) - min(xs), max(ys) - min(ys))
         error = math.inf
@@ -335,7 +340,8 @@ def test_the_oracle_can_tell_protocols_apart() -> None:
         slow = slow_keypoints(made, name)
         seen[name] = tuple(np.round([*slow["error"], *slow["length"]], 3))
     assert seen["canonical@1"] == seen["nemf-paper@1"]
-    assert len(set(seen.values())) == 3
+    assert seen["scot-paper@1"] == seen["hpf-paper@1"]  # but for images below 300 px
+    assert len(set(seen.values())) == 6
 
 
 # -- what is refused ------------------------------------------------------------------------------

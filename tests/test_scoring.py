@@ -123,6 +123,7 @@ FRAMES = {
     "original": (Frame("original"), [[1, 1], [1, 1], [1, 1]]),
     "squash": (Frame("squash", 100), [[0.5, 1], [0.5, 1], [2, 0.25]]),
     "fit": (Frame("fit", 200), [[1, 1], [1, 1], [0.5, 0.5]]),  # A fits as it is
+    "scale": (Frame("scale", 300), [[1.5, 1.5], [1.5, 1.5], [0.75, 0.75]]),
 }
 
 
@@ -141,6 +142,7 @@ def test_frame_factors(name: str) -> None:
         ("original", [10, 50, 5]),
         ("squash", [math.hypot(3, 8), math.hypot(15, 40), math.hypot(6, 1)]),
         ("fit", [10, 50, 2.5]),
+        ("scale", [15, 75, 3.75]),
     ],
 )
 def test_errors_in_every_frame(name: str, expected: list[float]) -> None:
@@ -166,6 +168,9 @@ def test_no_answer_is_infinitely_wrong() -> None:
         ("image", "original", [200, 200, 400]),
         ("image", "squash", [100, 100, 100]),
         ("image", "fit", [200, 200, 200]),
+        ("bbox", "scale", [150, 150, 225]),
+        ("image", "scale", [300, 300, 300]),
+        ("kps_extent", "scale", [150, 150, 0]),
         # keypoints: A spans 100 x 20, B is one point
         ("kps_extent", "original", [100, 100, 0]),
         ("kps_extent", "squash", [50, 50, 0]),
@@ -174,6 +179,8 @@ def test_no_answer_is_infinitely_wrong() -> None:
         ("kps_extent_padded", "original", [121, 121, 201]),
         ("kps_extent_padded", "squash", [61, 61, 51]),
         ("kps_extent_padded", "fit", [121, 121, 101]),
+        ("kps_extent_padded_2", "original", [122, 122, 202]),
+        ("kps_extent_padded_2", "squash", [62, 62, 52]),
     ],
 )
 def test_lengths_in_every_base_and_frame(base: str, name: str, expected: list[float]) -> None:
@@ -266,7 +273,7 @@ rows = st.lists(
 )
 
 
-@given(rows, st.sampled_from([Frame("original"), Frame("squash", 256), Frame("fit", 300)]))
+@given(rows, st.sampled_from([f for f, _ in FRAMES.values()]))
 def test_keypoint_extent_against_a_loop(rows: list, frame: Frame) -> None:
     rows = sorted(rows, key=lambda row: row[0])
     first_of_pair = {row[0]: row for row in reversed(rows)}  # one size per pair
@@ -309,6 +316,27 @@ def test_protocols_of_the_design() -> None:
     assert get_protocol("cats-paper").bases["pfwillow"] == "kps_extent_padded"
     assert get_protocol("cats-paper").frame == Frame("squash", 256)
     assert get_protocol("hpf-paper").frame == Frame("fit", 300)
+    assert get_protocol("scot-paper").frame == Frame("scale", 300)
+    assert get_protocol("scot-paper").inclusive
+    assert get_protocol("geoaware-paper").frame == Frame("scale", 840)
+    assert not get_protocol("geoaware-paper").inclusive
+    ncnet, chm = get_protocol("ncnet-paper"), get_protocol("chm-paper")
+    assert (ncnet.plan.direction, ncnet.threshold_side) == ("trg2src", "src")
+    assert (chm.plan.direction, chm.threshold_side) == ("src2trg", "trg")
+    assert (ncnet.frame, chm.frame) == (Frame("squash", 224), Frame("squash", 240))
+    assert chm.bases["pfwillow"] == "kps_extent_padded_2"
+    assert ncnet.inclusive
+    assert chm.inclusive
+
+
+def test_frames_in_words() -> None:
+    words = {name: str(frame) for name, (frame, _) in FRAMES.items()}
+    assert words == {
+        "original": "original pixels",
+        "squash": "squashed to 100x100",
+        "fit": "longer side <= 200",
+        "scale": "longer side 300",
+    }
 
 
 def test_unknown_protocol_lists_the_known() -> None:

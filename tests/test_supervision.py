@@ -1,4 +1,4 @@
-"""Training batches, flow labels and the losses that CATs and NeMF learn by."""
+"""Training batches, flow labels and the losses that matchers learn by."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nemf
+from nemf.backbones import ResNet
 from nemf.errors import NemfError
 from nemf.matcher import Matcher
 from nemf.supervision import PairBatch, collate_pairs, end_point_error, flow_labels
@@ -19,7 +20,16 @@ TRAINABLE: dict[str, dict[str, Any]] = {
         **{"backbone": "resnet_small", "layers": (6,), "proj_dim": 32, "mlp_ratio": 1},
         **{"level_channels": 4, "field_width": 32, "training": {"candidates": 8}},
     },
+    "ncnet": {
+        **{"backbone": "resnet_small", "kernel_sizes": (3, 3), "channels": (4, 1)},
+        "input_size": 96,
+    },
+    "chm": {"backbone": "resnet_small", "input_size": 96},
 }
+
+
+def trunks_of(matcher: Matcher) -> list[ResNet]:
+    return [module for module in matcher.modules() if isinstance(module, ResNet)]
 
 
 @pytest.fixture(params=sorted(TRAINABLE))
@@ -43,12 +53,14 @@ def batch_of(
     return collate_pairs(samples)
 
 
-def uneven_batch() -> PairBatch:
-    """Three pairs with one, four and two keypoints."""
+def uneven_batch(matcher: Matcher | None = None) -> PairBatch:
+    """Three pairs with one, four and two keypoints, of the size that ``matcher`` takes."""
     rng = np.random.default_rng(0)
     counts = (1, 4, 2)
-    src, trg = ([rng.uniform(20, 230, (n, 2)).tolist() for n in counts] for _ in range(2))
-    return batch_of(src, trg)
+    side = getattr(matcher, "input_size", 256)
+    low, high = 20 / 256 * side, 230 / 256 * side
+    src, trg = ([rng.uniform(low, high, (n, 2)).tolist() for n in counts] for _ in range(2))
+    return batch_of(src, trg, side)
 
 
 # -- batches --------------------------------------------------------------------------------------
@@ -69,6 +81,25 @@ def test_parts_of_a_batch_are_its_pairs_in_order() -> None:
     assert [len(part) for part in parts] == [2, 1]
     torch.testing.assert_close(torch.cat([p.src for p in parts]), batch.src)
     assert torch.cat([p.seeds for p in parts]).tolist() == batch.seeds.tolist()
+
+
+def test_every_pair_has_the_next_one_s_source_whatever_the_parts() -> None:
+    """Part by part, and in parts of parts, as in the whole batch: in a circle."""
+    batch = uneven_batch()
+    expected = batch.src[[1, 2, 0]]
+    assert torch.equal(batch.src_of_next, expected)
+    for sizes in ((1, 1), (2, 1), (2, 2), (3, 1), (5, 2)):
+        parts = [part for half in batch.split(sizes[0]) for part in half.split(sizes[1])]
+        assert torch.equal(torch.cat([part.src_of_next for part in parts]), expected)
+        moved = [part.to(torch.device("cpu")) for part in parts]
+        assert torch.equal(torch.cat([part.src_of_next for part in moved]), expected)
+
+
+def test_a_lone_pair_has_no_next_one() -> None:
+    lone = batch_of([[[1.0, 2.0]]], [[[3.0, 4.0]]])
+    for batch in (lone, *lone.split(1)):
+        with pytest.raises(NemfError, match="batches of two or more"):
+            _ = batch.src_of_next
 
 
 # -- labels ---------------------------------------------------------------------------------------
@@ -151,7 +182,7 @@ def test_end_point_error_by_hand() -> None:
 
 def test_losses_of_the_parts_add_up_to_the_batch_s(matcher: Matcher) -> None:
     """Whatever is computed at once, the gradient is the whole batch's."""
-    batch = uneven_batch()
+    batch = uneven_batch(matcher)
     whole = matcher.loss(batch)
     sum(whole.values()).backward()
     gradients = {n: p.grad.clone() for n, p in matcher.named_parameters() if p.grad is not None}
@@ -173,7 +204,7 @@ def test_losses_of_the_parts_add_up_to_the_batch_s(matcher: Matcher) -> None:
 
 def test_padding_does_not_teach(matcher: Matcher) -> None:
     """What lies in the padded keypoints has no influence."""
-    batch = uneven_batch()
+    batch = uneven_batch(matcher)
     before = matcher.loss(batch)
     for kps in (batch.src_kps, batch.trg_kps):
         kps[~batch.valid] = 77.0
@@ -183,27 +214,29 @@ def test_padding_does_not_teach(matcher: Matcher) -> None:
 
 
 def test_every_trainable_part_learns_and_the_trunk_does_not(matcher: Matcher) -> None:
-    sum(matcher.loss(uneven_batch()).values()).backward()
+    sum(matcher.loss(uneven_batch(matcher)).values()).backward()
     still = {n for n, p in matcher.named_parameters() if p.requires_grad and p.grad is None}
     assert still == set()
-    assert not [n for n, p in matcher.named_parameters() if "backbone" in n and p.requires_grad]
+    assert trunks_of(matcher)
+    for trunk in trunks_of(matcher):
+        assert not [n for n, p in trunk.named_parameters() if p.requires_grad]
 
 
 @pytest.mark.parametrize("name", sorted(TRAINABLE))
 def test_a_trunk_that_is_trained_keeps_its_statistics(name: str) -> None:
     built = nemf.build_matcher(name, init="random", train_trunk=True, **TRAINABLE[name]).train()
-    trunk = built.feature_extraction.backbone
-    statistics = trunk.bn1.running_mean.clone()
-    sum(built.loss(uneven_batch()).values()).backward()
-    assert trunk.conv1.weight.grad.abs().max() > 0
-    assert torch.equal(trunk.bn1.running_mean, statistics)
+    statistics = [trunk.bn1.running_mean.clone() for trunk in trunks_of(built)]
+    sum(built.loss(uneven_batch(built)).values()).backward()
+    for trunk, before in zip(trunks_of(built), statistics, strict=True):
+        assert trunk.conv1.weight.grad.abs().max() > 0
+        assert torch.equal(trunk.bn1.running_mean, before)
 
 
-@pytest.mark.parametrize("name", sorted(TRAINABLE))
+@pytest.mark.parametrize("name", ["cats", "nemf"])  # of the others their own tests do it
 def test_a_few_steps_learn_a_pair_by_heart(name: str) -> None:
     built = nemf.build_matcher(name, init="random", **TRAINABLE[name]).train()
     built.decoder.proj.weight.data.zero_()
-    batch = uneven_batch()
+    batch = uneven_batch(built)
     parameters = [p for p in built.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=2e-3)
     seen = []
@@ -217,7 +250,7 @@ def test_a_few_steps_learn_a_pair_by_heart(name: str) -> None:
 
 
 def test_under_autocast_a_loss_stays_near_its_value(matcher: Matcher) -> None:
-    batch = uneven_batch()
+    batch = uneven_batch(matcher)
     exact = matcher.loss(batch)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = matcher.loss(batch)
@@ -230,8 +263,9 @@ def test_a_matcher_that_is_not_trainable_says_so() -> None:
         nemf.build_matcher("copy").loss(uneven_batch())
 
 
-def test_frames_of_another_size_are_refused_by_cats() -> None:
-    built = nemf.build_matcher("cats", init="random", **TRAINABLE["cats"])
+@pytest.mark.parametrize("name", ["cats", "chm", "ncnet"])
+def test_frames_of_another_size_are_refused(name: str) -> None:
+    built = nemf.build_matcher(name, init="random", **TRAINABLE[name])
     with pytest.raises(NemfError, match="128 px"):
         built.loss(batch_of([[[1.0, 2.0]]], [[[1.0, 2.0]]], side=128))
 

@@ -1099,11 +1099,13 @@ def test_resolutions_are_printed(spec: TableSpec) -> None:
     made = [
         record("a", "cats-paper@1", official="cats-paper@1", flow_resolution="16"),
         record("b", "hpf-paper@1", official="hpf-paper@1"),
+        record("c", "scot-paper@1", official="scot-paper@1"),
     ]
     made[1]["predictions"]["matcher"]["card"]["flow_resolution"] = "20"
     text = build_table(spec, made, synthetic=False).markdown()
     assert "| a | measured | cats-paper@1 | 256 | 16 |" in text
     assert "| b | measured | hpf-paper@1 | max 300 | 20 |" in text
+    assert "| c | measured | scot-paper@1 | long 300 |" in text
 
 
 def test_footnotes_name_weights_unanswered_code_and_what_is_missing(tmp_path: Path) -> None:
