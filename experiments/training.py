@@ -117,6 +117,8 @@ def train(name: str, out: Path, options: dict[str, Any], data: Path | None = Non
             runner = Runner.from_cfg(config)
             runner.train()
             state, best = _result(runner, config)
+            part = runner.model.get_submodule(config.export)
+            part.load_state_dict(state)
         save_state(state, file)
         story = facts | {
             "name": name,
@@ -125,6 +127,8 @@ def train(name: str, out: Path, options: dict[str, Any], data: Path | None = Non
             "code": code_state(),
             "seconds_of_last_start": round(time.monotonic() - began),
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            # of a matcher: as predictions with these weights name them
+            "weights_hash": getattr(part, "weights_hash", None),
         }
         curve = folder / "curve.json"
         story["curve"] = json.loads(curve.read_text("utf-8")) if curve.exists() else []

@@ -1,66 +1,36 @@
-"""The MLflow writer: mirrors the records on disk to MLflow, again and again without duplicates.
+"""What MLflow shows: the records on disk mirrored as runs, again and again without duplicates.
 
 The files below the output folder are the truth. Each current prediction file with its score
-records is a run of the experiment "nemf", found again by the tag ``nemf.cell``; each version of a
-table is a run of its own. The tag ``nemf.content`` says what a run mirrors and is written last, so
-a run that a killed or failed call left behind is completed by the next call.
+records is a run, found again by the tag ``nemf.cell``; each finished training one with the tag
+``nemf.training``; each version of a table one with the tag ``nemf.table``. A training and the cells
+predicted with its weights share the tag ``weights_sha256``. docs/mlflow.md describes the runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import math
-import os
 import re
-import sqlite3
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import distributions
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
+import pandas as pd
+
+from nemf.datasets import dataset_class
 from nemf.errors import NemfError
-from nemf.files import claimed
 from nemf.pairs import FLAGS
 from nemf.predictions import Predictions
+from reports.mlflow_store import Run, Store, open_store
 from reports.records import alpha_name, current_predictions, read_record
+from reports.score_figures import draw_scores
+from reports.table_files import Table
 
-EXPERIMENT = "nemf"
-_LAYOUT = 1  # of what is written; a change publishes every run again
+LAST_PUBLISHED = "nemf.last_published"  # tag of tables: UTC, ISO 8601
 _NOTE_LIMIT = 8000  # characters that MLflow keeps of a tag
-_OURS = re.compile(r"[^/]+/per-(image|point)/")
-_FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-_AFTERWARDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
-_LOCK_TIMEOUT_S = 600
-
-
-def tracking_uri(out: Path) -> str:
-    """``$MLFLOW_TRACKING_URI``, or else an SQLite file in the output folder.
-
-    NemfError if the folder's name is one that MLflow would read as another.
-    """
-    chosen = os.environ.get("MLFLOW_TRACKING_URI")
-    if chosen:
-        return chosen
-    path = (out / "mlflow.db").resolve().as_posix()
-    if "?" in path or unquote(path) != path:
-        raise NemfError(
-            f"{path}: MLflow cannot keep an SQLite file under a name with '?' or a %-escape; "
-            "choose another OUT= folder or set MLFLOW_TRACKING_URI"
-        )
-    return f"sqlite:///{path}"
-
-
-def without_password(uri: str) -> str:
-    """The URI as it may be printed."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
 def publish_cells(out: Path) -> dict[str, str]:
@@ -72,69 +42,63 @@ def publish_cells(out: Path) -> dict[str, str]:
 
     NemfError if a record scores another file than the one beside it, or the store does not answer.
     """
-    runs = [_cell_run(out, file) for file in current_predictions(out)]
-    if not runs:
+    files = current_predictions(out)
+    if not files:
         return {}
-    with _open_store(out) as store:
+    with open_store(out) as store:
+        runs = [_cell_run(out, file, store) for file in files]
         return {run.tags["nemf.cell"]: store.publish(run) for run in runs}
 
 
-def publish_table(
-    out: Path,
-    name: str,
-    files: list[Path],
-    markdown: str,
-    cells: dict[str, str],
-    tags: dict[str, str],
-) -> str:
-    """Mirrors a table as a run of its own and returns the run's id.
+def publish_trainings(out: Path) -> dict[str, str]:
+    """Mirrors every finished training (``<out>/training/<name>/<name>.json`` and what lies beside
+    it, but not the weights); name -> run id.
 
-    ``files`` become artifacts below ``table/``, ``markdown`` the description, ``cells`` (cell id ->
-    run id, from :func:`publish_cells`) links and ``cells.json``. The same content is the same run;
-    other content is a new one, so the runs of one name are the table's history. NemfError if the
+    A run stands for these very weights, so training anew with another result makes a new run and
+    keeps the old one. NemfError if the weights are not those that the file tells of, or if the
     store does not answer.
     """
-    parts = [(f"file {file.name}", file.read_bytes()) for file in files]
-    for label, value in (("name", name), ("markdown", markdown), ("cells", cells), ("tags", tags)):
-        parts.append((label, json.dumps(value, sort_keys=True).encode()))
-    content = _digest(parts)
-    kind = " SYNTHETIC" if tags.get("synthetic") == "true" else ""
-    with _open_store(out) as store:
+    stories = [p for p in sorted((out / "training").glob("*/*.json")) if p.stem == p.parent.name]
+    if not stories:
+        return {}
+    with open_store(out) as store:
+        runs = {path.stem: _training_run(path, store) for path in stories}
+        return {name: store.publish(run) for name, run in runs.items()}
+
+
+def publish_table(out: Path, table: Table, files: list[Path], cells: dict[str, str]) -> str:
+    """Mirrors a table as a run of its own and returns the run's id.
+
+    ``files`` become artifacts below ``table/``, the table's Markdown the description, ``cells``
+    (cell id -> run id, from :func:`publish_cells`) links and ``cells.json``. The same content is
+    the same run; other content is a new one, so the runs of one name are the table's history. The
+    tag ``nemf.last_published`` tells which one was last. NemfError if the store does not answer.
+    """
+    markdown = table.markdown()
+    tags = _table_tags(table.cells) | {"nemf.table": table.name, "nemf.cells": str(len(cells))}
+    kind = " SYNTHETIC" if tags["synthetic"] == "true" else ""
+    with open_store(out) as store:
         links = [f"- [{cell}]({store.link(run_id)})" for cell, run_id in sorted(cells.items())]
         note = f"{markdown}\n**Runs of its cells**\n\n" + "\n".join(links) if links else markdown
-        run = _Run(
-            identity=("nemf.content", content),
-            content=content,
-            name=f"{name}{kind}",
-            tags={**tags, "nemf.table": name, "nemf.cells": str(len(cells))},
+        run = Run(
+            name=f"{table.name}{kind}",
+            tags=tags,
             note=_fit_note(note, "table/"),
             artifacts=[(file, "table") for file in files],
             texts={"cells.json": json.dumps(cells, indent=1, sort_keys=True) + "\n"},
+            datasets=_table_datasets(table.cells),
         )
-        return store.publish(run)
+        run_id = store.publish(run)
+        last = store.newest({"nemf.table": table.name, LAST_PUBLISHED: None}, LAST_PUBLISHED)
+        if last is None or last.info.run_id != run_id:
+            store.set_tag(run_id, LAST_PUBLISHED, datetime.now(UTC).isoformat())
+        return run_id
 
 
-# -- what a run holds ---------------------------------------------------------------------------
+# -- a cell -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What a run is to hold. ``identity``: the tag that finds it again; ``content``: hash of all
-    that is mirrored; ``artifacts``: (file, folder in the run or None)."""
-
-    identity: tuple[str, str]
-    content: str
-    name: str
-    tags: dict[str, str]
-    note: str
-    artifacts: list[tuple[Path, str | None]]
-    params: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-    dataset: dict[str, str] | None = None  # fields of MLflow's Dataset, and "context"
-
-
-def _cell_run(out: Path, file: Path) -> _Run:
+def _cell_run(out: Path, file: Path, store: Store) -> Run:
     meta = Predictions.read(file, ["pair"]).meta
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     records = {p.stem: (p, read_record(p)) for p in sorted((file.parent / "scores").glob("*.json"))}
@@ -142,29 +106,26 @@ def _cell_run(out: Path, file: Path) -> _Run:
         if record["predictions_sha256"] != digest:
             raise NemfError(f"{path}: scores an older {file.name}; run `nemf score {file}` again")
     cell = file.parent.relative_to(out / "predictions").as_posix()
-    cell = re.sub(r"[^\w./-]", "_", cell)  # it is quoted in a search
-    parts = [("predictions", digest.encode())]
-    parts += [(stem, path.read_bytes()) for stem, (path, _) in records.items()]
-    content = _digest(parts)
     scores = {stem: record for stem, (_, record) in records.items()}
     extra = file.parent / "cell.json"
     synthetic = "SYNTHETIC " if meta["synthetic"] else ""
     label = meta["matcher"]["label"]
-    return _Run(
-        identity=("nemf.cell", cell),
-        content=content,
+    return Run(
+        key=("nemf.cell", cell),
         name=f"{label} / {synthetic}{meta['title']} {meta['split']} / {meta['plan']}",
         tags={"nemf.cell": cell, **_cell_tags(meta, scores)},
-        note=_fit_note(_cell_note(meta, scores), "scores/"),
+        note=_fit_note(_cell_note(meta, scores, store), "scores/"),
         artifacts=[
             (file, None),
             *([(extra, None)] if extra.exists() else []),
             *((path, "scores") for path, _ in records.values()),
         ],
+        pictures={"pck.png": partial(draw_scores, scores)} if scores else {},
         params=_cell_params(meta),
         metrics=_metrics(scores),
-        texts={"environment.txt": _environment()},
-        dataset=_dataset_input(meta),
+        datasets=[
+            _dataset_input(meta["title"], meta, pairs=meta["n_pairs"], layout=meta["layout"])
+        ],
     )
 
 
@@ -181,6 +142,7 @@ def _cell_tags(meta: dict[str, Any], scores: dict[str, dict[str, Any]]) -> dict[
         "protocols": ", ".join(scores) or "none yet",
         "matcher": matcher["label"],
         "external": matcher.get("external", False),
+        "seed": meta.get("facts", {}).get("seed"),
     }
     if code.get("commit"):
         tags["mlflow.source.git.commit"] = code["commit"]
@@ -249,20 +211,23 @@ def _words(texts: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     }
 
 
-def _dataset_input(meta: dict[str, Any]) -> dict[str, str]:
-    kind = " (synthetic)" if meta["synthetic"] else ""
-    facts = {"fingerprint": meta["fingerprint"], "layout": meta["layout"], "split": meta["split"]}
+def _dataset_input(
+    title: str, facts: dict[str, Any], *, pairs: int, context: str | None = None, **more: str
+) -> dict[str, str]:
+    """Fields of MLflow's Dataset and the ``context`` it was used in."""
+    kind = " (synthetic)" if facts["synthetic"] else ""
+    source = {name: facts[name] for name in ("fingerprint", "split")} | more
     return {
-        "name": f"{meta['title']}{kind}",
-        "digest": meta["fingerprint"][:12],
+        "name": f"{title}{kind}",
+        "digest": facts["fingerprint"][:12],
         "source_type": "local",
-        "source": json.dumps({"uri": meta["dataset"], **facts}),
-        "profile": json.dumps({"num_rows": meta["n_pairs"], "rows": "image pairs"}),
-        "context": meta["split"],
+        "source": json.dumps({"uri": facts["dataset"], **source}),
+        "profile": json.dumps({"num_rows": pairs, "rows": "image pairs"}),
+        "context": context or facts["split"],
     }
 
 
-def _cell_note(meta: dict[str, Any], scores: dict[str, dict[str, Any]]) -> str:
+def _cell_note(meta: dict[str, Any], scores: dict[str, dict[str, Any]], store: Store) -> str:
     """The run's description: main numbers, then where they come from."""
     matcher, facts = meta["matcher"], meta.get("facts", {})
     official = meta["official_pairs"]
@@ -295,7 +260,7 @@ def _cell_note(meta: dict[str, Any], scores: dict[str, dict[str, Any]]) -> str:
             f"- {card['title']}: {card['description']} ({card['paper']}{year}{oracle})",
             f"- Code {_commit(meta['code'])}; seed {facts['seed']}; on {facts['device']}",
             f"- {libraries}",
-            f"- Weights SHA-256 `{matcher['weights_sha256']}`{random}",
+            f"- Weights SHA-256 {_weights(matcher['weights_sha256'], store)}{random}",
         ]
     scored_by = dict.fromkeys(_commit(record["scored_by"]) for record in scores.values())
     if scored_by:
@@ -332,6 +297,180 @@ def _interval(entry: dict[str, Any]) -> str:
     return f"{entry['pck'] * 100:.1f} [{entry['low'] * 100:.1f}, {entry['high'] * 100:.1f}]"
 
 
+# -- a training ---------------------------------------------------------------------------------
+
+
+def _training_run(path: Path, store: Store) -> Run:
+    """The training that a story (``<name>.json``) tells of."""
+    try:
+        return _told_training(path, json.loads(path.read_text(encoding="utf-8")), store)
+    except NemfError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise NemfError(
+            f"{path}: cannot be read as what `nemf train` writes ({problem!r}); run it again or "
+            "move the file away"
+        ) from None
+
+
+def _told_training(path: Path, story: dict[str, Any], store: Store) -> Run:
+    weights = path.with_suffix(".pth")
+    if not weights.is_file():
+        raise NemfError(f"{weights}: is missing; run `nemf train {path.stem}` again")
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != story["sha256"]:
+        raise NemfError(f"{path}: tells of other weights; run `nemf train {path.stem}` again")
+    datasets = {
+        context: (dataset_class(facts["dataset"]).title, facts)
+        for context, part in (("train", "train_dataloader"), ("validation", "val_dataloader"))
+        if (facts := story["datasets"].get(part))
+    }
+    kinds = {facts["synthetic"] for _, facts in datasets.values()}
+    synthetic = "SYNTHETIC " if True in kinds else ""
+    trained_on = "".join(f" / {synthetic}{t} {f['split']}" for t, f in [*datasets.values()][:1])
+    picture = path.with_suffix(".png")
+    settings = story["settings"]
+    code, matcher = story["code"], settings["model"].get("matcher", settings["model"])
+    # the validation may choose the same weights in a shorter and in a longer training
+    training = f"{story['name']}/{story['key']}/{story['epochs']}-epochs/{story['sha256'][:12]}"
+    tags = {
+        "nemf.training": training,
+        "commit": code.get("commit"),
+        "dirty": code.get("dirty"),
+        "recipe": story["name"],
+        "matcher": matcher.get("type"),
+        "seed": settings.get("seed"),
+        "synthetic": kinds.pop() if len(kinds) == 1 else None,
+        "weights_sha256": story.get("weights_hash"),
+        "weights_file_sha256": story["sha256"],
+        **{f"{context}_fingerprint": f["fingerprint"] for context, (_, f) in datasets.items()},
+    }
+    if code.get("commit"):
+        tags["mlflow.source.git.commit"] = code["commit"]
+    return Run(
+        key=("nemf.training", training),
+        name=f"training {story['name']}{trained_on}",
+        tags={name: _text(value) for name, value in tags.items()},
+        note=_fit_note(_training_note(story, datasets, store), path.name),
+        artifacts=[(path, None), *([(picture, None)] if picture.exists() else [])],
+        texts={"settings.json": json.dumps(settings, indent=1, sort_keys=True) + "\n"},
+        params=_training_params(story),
+        curves=_curves(story),
+        datasets=[
+            _dataset_input(title, facts, pairs=facts["pairs"], context=context)
+            for context, (title, facts) in datasets.items()
+        ],
+    )
+
+
+def _training_params(story: dict[str, Any]) -> dict[str, str]:
+    settings = story["settings"]
+    optimizer = settings.get("optim_wrapper", {}).get("optimizer", {})
+    params = {
+        "recipe": story["name"],
+        "epochs": story["epochs"],
+        "optimizer": optimizer.get("type"),
+        "lr": optimizer.get("lr"),
+        "weight_decay": optimizer.get("weight_decay"),
+        "batch_size": settings.get("train_dataloader", {}).get("batch_size"),
+        "seed": settings.get("seed"),
+    }
+    return {name: _text(value) for name, value in params.items() if value is not None}
+
+
+def _curves(story: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """Values by epoch, ``train/…`` and ``validation/…``."""
+    curves: dict[str, dict[int, float]] = {}
+    for entry in story.get("curve", []):
+        for name, value in entry.items():
+            if name != "epoch":
+                part = "train" if name == "lr" or name.startswith("loss") else "validation"
+                word = re.sub(r"[^\w./-]", "_", name)
+                curves.setdefault(f"{part}/{word}", {})[entry["epoch"]] = value
+    return curves
+
+
+def _training_note(
+    story: dict[str, Any], datasets: dict[str, tuple[str, dict[str, Any]]], store: Store
+) -> str:
+    lines = [f"**Training {story['name']}**, {story['epochs']} epochs.", ""]
+    names = list(dict.fromkeys(name for entry in story.get("curve", []) for name in entry))
+    if names:
+        rows = [names, ["---:"] * len(names)]
+        rows += [
+            [f"{entry[name]:.4g}" if name in entry else "–" for name in names]
+            for entry in _thinned(story["curve"])
+        ]
+        lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
+    if story["validation"]:
+        best = story["validation"]
+        lines.append(
+            f"- Weights of epoch {best['epoch']}, chosen by validation: {best['score']:.4f}"
+        )
+    for context, (title, facts) in datasets.items():
+        kind = "real images"
+        if facts["synthetic"]:
+            kind = "**SYNTHETIC stand-in, says nothing about real images**"
+        split = f"{title} {facts['split']} ({facts['pairs']} pairs), {kind}"
+        lines.append(f"- {context}: {split}; fingerprint `{facts['fingerprint']}`")
+    libraries = ", ".join(f"{name} {v}" for name, v in story["libraries"].items())
+    lines += [
+        f"- Code {_commit(story['code'])}; seed {story['settings'].get('seed')}",
+        f"- {libraries}",
+    ]
+    if story.get("weights_hash"):
+        lines.append(f"- Weights SHA-256 {_weights(story['weights_hash'], store)}")
+    lines.append(f"- File `{story['name']}.pth` SHA-256 `{story['sha256']}` (kept on disk only)")
+    return "\n".join(lines)
+
+
+def _thinned(curve: list[dict[str, float]], most: int = 20) -> list[dict[str, float]]:
+    """At most about ``most`` entries, spread evenly, the last among them."""
+    step = -(-len(curve) // most)
+    return curve[::-1][::step][::-1]
+
+
+# -- a table ------------------------------------------------------------------------------------
+
+
+def _table_tags(cells: pd.DataFrame) -> dict[str, str]:
+    """What the measured numbers of a table have in common, or the list of what they have."""
+    measured = cells[cells["origin"] != "published"].convert_dtypes()  # whole numbers as such
+    tags = {
+        name: ", ".join(dict.fromkeys(measured[column].dropna().map(_text)))
+        for name, column in (
+            ("protocols", "protocol"),
+            ("split", "split"),
+            ("dataset", "dataset"),
+            ("fingerprint", "fingerprint"),
+            ("matcher", "method"),
+            ("seed", "seed"),
+            ("commit", "commit"),
+            ("scored_by", "scored_by"),
+        )
+    }
+    dirty = [bool(measured[column].any()) for column in ("dirty", "scored_dirty")]
+    tags |= {"dirty": _text(any(dirty)), "synthetic": _text(bool(measured["synthetic"].any()))}
+    return {name: value or "unknown" for name, value in tags.items()}
+
+
+def _table_datasets(cells: pd.DataFrame) -> list[dict[str, str]]:
+    measured = cells[(cells["origin"] != "published") & (cells["group"] == "all")]
+    firsts = measured.drop_duplicates("fingerprint").to_dict("records")
+    return [
+        _dataset_input(dataset_class(row["dataset"]).title, row, pairs=int(row["n_pairs"]))
+        for row in firsts
+    ]
+
+
+# -- words they share ---------------------------------------------------------------------------
+
+
+def _weights(digest: str, store: Store) -> str:
+    """The hash, and where the training and all cells with these weights are found."""
+    found = store.search_link(f"tags.weights_sha256 = '{digest}'")
+    return f"`{digest}` ([training and cells with these weights]({found}))"
+
+
 def _commit(code: dict[str, Any] | None) -> str:
     if not code or not code.get("commit"):
         return "of an unknown commit"
@@ -350,233 +489,3 @@ def _fit_note(note: str, where: str) -> str:
         return note
     rest = f"\n\n… the rest is in the artifacts below `{where}`."
     return note[: _NOTE_LIMIT - len(rest)].rpartition("\n")[0] + rest
-
-
-@cache
-def _environment() -> str:
-    found = {d.name: d.version for d in distributions() if d.name}
-    lines = [f"{name}=={found[name]}" for name in sorted(found, key=str.casefold)]
-    return "# installed where this run was published\n" + "\n".join(lines) + "\n"
-
-
-def _digest(parts: Iterable[tuple[str, bytes]]) -> str:
-    """Hex SHA-256 over named parts, order included."""
-    total = hashlib.sha256(f"layout {_LAYOUT}\n".encode())
-    for name, content in parts:
-        total.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-# -- the store ----------------------------------------------------------------------------------
-
-
-class _Store:
-    """One experiment of an MLflow store that answered."""
-
-    def __init__(self, client: Any, experiment_id: str) -> None:
-        self.client, self.experiment_id = client, experiment_id
-
-    def link(self, run_id: str) -> str:
-        """Address of a run within MLflow's page."""
-        return f"#/experiments/{self.experiment_id}/runs/{run_id}"
-
-    def publish(self, run: _Run) -> str:
-        """Makes the store hold the run; writes nothing if it does. Returns the run's id."""
-        held = self._find(run.identity)
-        if held is not None:
-            finished = held.info.status == "FINISHED"
-            if finished and held.data.tags.get("nemf.content") == run.content:
-                return held.info.run_id
-            self.client.update_run(held.info.run_id, status="RUNNING", name=run.name)
-        else:
-            held = self.client.create_run(
-                self.experiment_id, tags=dict([run.identity]), run_name=run.name
-            )
-        try:
-            self._write(held, run)
-        except BaseException:
-            with suppress(Exception):  # the first problem is the one to report
-                self.client.set_terminated(held.info.run_id, "FAILED")
-            raise
-        self.client.set_terminated(held.info.run_id)
-        return held.info.run_id
-
-    def _find(self, identity: tuple[str, str]) -> Any:
-        """The oldest run with this tag, or None."""
-        name, value = identity
-        found = self.client.search_runs(
-            [self.experiment_id],
-            f"tags.`{name}` = '{value}'",
-            max_results=1,
-            order_by=["attributes.start_time ASC"],
-        )
-        return found[0] if found else None
-
-    def _write(self, held: Any, run: _Run) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        run_id = held.info.run_id
-        for file, folder in run.artifacts:
-            self.client.log_artifact(run_id, str(file), folder)
-        for name, text in run.texts.items():
-            self.client.log_text(run_id, text, name)
-        self._log_dataset(run_id, run.dataset)
-        # Of two values at one time MLflow takes the greater as the latest.
-        now_ms = max(int(time.time() * 1000), held.info.start_time, (held.info.end_time or 0) + 1)
-        old, new = held.data.metrics, dict(run.metrics)
-        new |= {name: math.nan for name in old if name not in new and _OURS.match(name)}
-        tags = run.tags | {"mlflow.source.name": "nemf", "mlflow.note.content": run.note}
-        self.client.log_batch(
-            run_id,
-            metrics=[
-                Metric(name, value, now_ms, 0)
-                for name, value in sorted(new.items())
-                if not _same(value, old.get(name))
-            ],
-            params=[Param(k, v) for k, v in run.params.items() if k not in held.data.params],
-            tags=[RunTag(k, v) for k, v in tags.items()],
-        )
-        self.client.set_tag(run_id, "nemf.content", run.content)
-
-    def _log_dataset(self, run_id: str, dataset: dict[str, str] | None) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        if dataset is None:
-            return
-        fields = {name: value for name, value in dataset.items() if name != "context"}
-        context = InputTag("mlflow.data.context", dataset["context"])
-        self.client.log_inputs(run_id, [DatasetInput(Dataset(**fields), [context])])
-
-
-def _same(value: float, old: float | None) -> bool:
-    return old is not None and (value == old or (math.isnan(value) and math.isnan(old)))
-
-
-@contextmanager
-def _open_store(out: Path) -> Iterator[_Store]:
-    """The store of an output folder, for this process alone as far as the folder goes.
-
-    NemfError in one line for anything that the store does wrong, also later in the block.
-    """
-    uri = tracking_uri(out)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported
-    with _claim(out), _quiet():
-        from alembic.util import CommandError
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            with _unless_set(_FIRST_CONTACT):
-                _check_sqlite(uri)
-                client = MlflowClient(tracking_uri=uri)
-                store = _Store(client, _experiment(client, uri, out))
-            with _unless_set(_AFTERWARDS):
-                yield store
-        except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError) as problem:
-            raise NemfError(_refusal(uri, out, problem)) from problem
-
-
-def _refusal(uri: str, out: Path, problem: Exception) -> str:
-    reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-    shown = without_password(uri)
-    reason = reason.replace(uri, shown)[:200]
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        remedy = "start it or correct MLFLOW_TRACKING_URI"
-    else:
-        remedy = f"free or move away {out / 'mlflow.db'}"
-    return (
-        f"MLflow at {shown} did not take the runs ({reason}); the results are safe in {out}: "
-        f"{remedy}, then run the same command again"
-    )
-
-
-def _experiment(client: Any, uri: str, out: Path) -> str:
-    """Id of the experiment, made if need be."""
-    from mlflow.exceptions import MlflowException
-
-    location = _artifact_location(uri, out)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        try:
-            return client.create_experiment(EXPERIMENT, artifact_location=location)
-        except MlflowException:  # somebody else, on another machine, was quicker
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                raise
-    if experiment.lifecycle_stage != "active":
-        raise NemfError(
-            f"MLflow's experiment {EXPERIMENT!r} is deleted: bring it back with `mlflow "
-            f"experiments restore -x {experiment.experiment_id}`, then run the same command again"
-        )
-    is_default = not os.environ.get("MLFLOW_TRACKING_URI")
-    if is_default and experiment.artifact_location != location:
-        raise NemfError(
-            f"{out / 'mlflow.db'}: keeps its artifacts in {experiment.artifact_location}, so the "
-            "folder was moved or copied: move mlflow.db away and run the same command again (the "
-            "runs are made anew from the files)"
-        )
-    return experiment.experiment_id
-
-
-def _artifact_location(uri: str, out: Path) -> str | None:
-    """Where a new experiment keeps its artifacts; None leaves it to the server.
-
-    Without a server MLflow would choose a folder below the current one. A database file has them
-    beside it, any other database below the output folder that comes first.
-    """
-    from mlflow.store.db.db_types import DATABASE_ENGINES
-    from sqlalchemy.engine import make_url
-
-    if urlsplit(uri).scheme.partition("+")[0] not in DATABASE_ENGINES:
-        return None
-    file = make_url(uri).database if uri.startswith("sqlite") else None
-    folder = Path(file).parent if file else out
-    return (folder / "mlartifacts").resolve().as_uri()
-
-
-def _check_sqlite(uri: str) -> None:
-    """Tries to write an SQLite store first: MLflow repeats a hopeless opening for 100 seconds."""
-    from sqlalchemy.engine import make_url
-
-    file = make_url(uri).database if uri.startswith("sqlite") else None
-    if not file:
-        return
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(file, timeout=5)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.rollback()
-
-
-def _claim(out: Path) -> AbstractContextManager[None]:
-    """One publisher per output folder: two at once would both find a run missing and make it."""
-    busy = "another process has been publishing for long; stop it"
-    return claimed(out, ".publish.lock", busy, timeout_s=_LOCK_TIMEOUT_S)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow's warnings only: no INFO lines on its tables, no address of every run on stdout."""
-    with _unless_set({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}):
-        import mlflow  # noqa: F401 (its import sets the level)
-
-        logger = logging.getLogger("mlflow")
-        level = logger.level
-        if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-@contextmanager
-def _unless_set(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for a while, except those that the user has set."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

@@ -7,23 +7,28 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from nemf.errors import NemfError
 from nemf.pairs import ImageRecord, Pair, Plan
 from nemf.predictions import Predictions, prediction_table
 from nemf.scoring import get_protocol
-from reports import tracking
-from reports.records import make_record, score_pairs, write_record
-from reports.tracking import publish_cells, publish_table, tracking_uri
+from reports import mlflow_store, tracking
+from reports.mlflow_store import tracking_uri
+from reports.records import alpha_name, make_record, score_pairs, write_record
+from reports.table_files import Table
+from reports.tracking import publish_cells, publish_table, publish_trainings
 
 CANONICAL, HPF = "canonical@1", "hpf-paper@1"
 CARD = {
@@ -44,11 +49,14 @@ def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_empty_store(tmp_path_factory.mktemp("store") / "mlflow.db")
+
+
+def make_empty_store(file: Path) -> Path:
     """An SQLite store with MLflow's tables and nothing in them (making one takes seconds)."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
     return file
 
@@ -211,6 +219,7 @@ def test_a_run_holds_the_numbers_and_their_origin(out: Path) -> None:
         "weights_sha256": "cd" * 32,
         "random_weights": "false",
         "external": "false",
+        "seed": "7",
     }
     assert {name: tags.get(name) for name in expected} == expected
     assert json.loads(tags["matcher_card"]) == CARD
@@ -259,8 +268,18 @@ def test_artifacts_are_the_files_on_disk_and_lie_in_the_output_folder(out: Path)
         "predictions.parquet",
         "cell.json",
         "environment.txt",
+        "files.json",
+        "pck.png",
         "scores/canonical@1.json",
     }
+    assert (root / "pck.png").read_bytes().startswith(b"\x89PNG")
+    listed = json.loads((root / "files.json").read_text())
+    assert listed == {
+        name: hashlib.sha256((root / name).read_bytes()).hexdigest()
+        for name in names - {"environment.txt", "files.json", "pck.png"}
+    }
+    told = hashlib.sha256((root / "files.json").read_bytes()).hexdigest()
+    assert run.data.tags["nemf.files"] == told
     assert (root / "predictions.parquet").read_bytes() == file.read_bytes()
     assert (root / "scores" / record.name).read_bytes() == record.read_bytes()
     assert f"numpy=={np.__version__}\n" in (root / "environment.txt").read_text()
@@ -335,6 +354,18 @@ def test_colliding_classes_keep_their_own_numbers(out: Path) -> None:
         assert metrics[f"canonical-1/per-image/{word}/pck-0.05"] == value
 
 
+def test_more_metrics_than_mlflow_takes_at_a_time(out: Path) -> None:
+    alphas = tuple(k / 1000 for k in range(1, 131))
+    path = score(prediction_file(out), alphas=alphas)
+    publish_cells(out)
+    metrics = the_run(out).data.metrics
+    assert len(metrics) > 1000
+    for entry in json.loads(path.read_text())["metrics"]:
+        if (entry["group"], entry["averaging"]) == ("all", "point"):
+            name = f"canonical-1/per-point/all/{alpha_name(entry['alpha'])}"
+            assert metrics[name] == entry["pck"]
+
+
 # -- once and again -----------------------------------------------------------------------------
 
 
@@ -363,7 +394,7 @@ def test_another_protocol_joins_the_same_run_without_repeating_values(out: Path)
 
 def test_a_changed_number_is_the_latest_even_if_smaller(out: Path, monkeypatch: Any) -> None:
     path = score(prediction_file(out))
-    monkeypatch.setattr(tracking.time, "time", lambda: 1e9)  # and the clock stands still
+    monkeypatch.setattr(mlflow_store.time, "time", lambda: 1e9)  # and the clock stands still
     publish_cells(out)
     path.write_text(path.read_text().replace('"pck": 1.0', '"pck": 0.25'))
     publish_cells(out)
@@ -430,18 +461,69 @@ def test_a_failed_call_is_recorded_and_repaired(
     assert the_run(out).data.metrics["canonical-1/per-image/all/pck-0.10"] == 1.0
 
 
+@pytest.mark.long
+def test_two_publishers_of_one_folder_make_one_run_each_cell(out: Path) -> None:
+    for slot in ("a", "b"):
+        score(prediction_file(out, label=slot, slot=slot))
+    code = "import sys, pathlib, reports.tracking as t;"
+    code += " print(t.publish_cells(pathlib.Path(sys.argv[1])))"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, out], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    first, second = (process.communicate(timeout=120)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert first == second
+    assert [run.info.status for run in all_runs(out)] == ["FINISHED"] * 2
+    for run in all_runs(out):
+        assert all(len(values) == 1 for values in histories(out, run.info.run_id).values())
+
+
+def test_of_two_runs_made_at_once_the_older_stays(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Publishers on two machines: between our search and our run another makes the same."""
+    from mlflow import MlflowClient
+
+    score(prediction_file(out))
+    make, theirs = MlflowClient.create_run, []
+
+    def second(self: Any, experiment: str, **more: Any) -> Any:
+        theirs.append(make(self, experiment, start_time=1, **more).info.run_id)
+        return make(self, experiment, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", second)
+        assert list(publish_cells(out).values()) == theirs
+    assert the_run(out).info.run_id == theirs[0]
+    assert list(publish_cells(out).values()) == theirs
+    assert the_run(out).info.status == "FINISHED"
+
+
 # -- tables -------------------------------------------------------------------------------------
+
+
+def table(name: str = "table1", title: str = "Table", notes: tuple[str, ...] = ()) -> Table:
+    """A table of three numbers: one of two datasets and one that was published."""
+    common = {"group": "all", "split": "test", "synthetic": False}
+    ours = common | {"origin": "measured", "method": "Mine", "protocol": "canonical@1", "seed": 7}
+    ours |= {"commit": "f" * 40, "dirty": False, "scored_by": "e" * 40, "scored_dirty": True}
+    cells = [
+        common | {"origin": "published", "dataset": "spair", "method": "Theirs"},
+        ours | {"dataset": "spair", "fingerprint": "ab" * 32, "n_pairs": 2},
+        ours | {"dataset": "pfwillow", "fingerprint": "cd" * 32, "n_pairs": 3},
+    ]
+    return Table(name, title, (0.1,), ["spair"], {}, [], pd.DataFrame(cells), list(notes))
 
 
 def test_a_table_is_one_run_per_content(out: Path) -> None:
     score(prediction_file(out))
     cells = publish_cells(out)
     file = out / "table1.md"
-    file.write_text("# Table\n")
-    tags = {"synthetic": "false"}
 
-    def publish(name: str = "table1") -> str:
-        return publish_table(out, name, [file], file.read_text(), cells, tags)
+    def publish(title: str = "Table", name: str = "table1") -> str:
+        file.write_text(f"# {title}\n")
+        return publish_table(out, table(name, title), [file], cells)
 
     first = publish()
     before = state(out)
@@ -450,9 +532,22 @@ def test_a_table_is_one_run_per_content(out: Path) -> None:
 
     run = client(out).get_run(first)
     assert (run.info.run_name, run.info.status) == ("table1", "FINISHED")
-    assert run.data.tags["nemf.table"] == "table1"
-    assert run.data.tags["nemf.cells"] == "1"
-    assert run.data.tags["synthetic"] == "false"
+    expected = {
+        "nemf.table": "table1",
+        "nemf.cells": "1",
+        "synthetic": "false",
+        "protocols": "canonical@1",
+        "dataset": "spair, pfwillow",
+        "fingerprint": f"{'ab' * 32}, {'cd' * 32}",
+        "matcher": "Mine",
+        "seed": "7",
+        "commit": "f" * 40,
+        "scored_by": "e" * 40,
+        "dirty": "true",
+    }
+    assert {name: run.data.tags.get(name) for name in expected} == expected
+    inputs = {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs}
+    assert inputs == {"SPair-71k": "ab" * 6, "PF-WILLOW": "cd" * 6}
     (cell_run,) = cells.values()
     note = run.data.tags["mlflow.note.content"]
     assert note.startswith("# Table\n")
@@ -461,35 +556,229 @@ def test_a_table_is_one_run_per_content(out: Path) -> None:
     assert (root / "table" / "table1.md").read_text() == "# Table\n"
     assert json.loads((root / "cells.json").read_text()) == cells
 
-    file.write_text("# Table, changed\n")
-    changed = publish()
-    assert changed not in (first, publish("table2"))
+    changed = publish("Table, changed")
+    assert changed not in (first, publish("Table", "table2"))
     assert client(out).get_run(first).data.tags["mlflow.note.content"].startswith("# Table\n")
     assert len(all_runs(out)) == 4
 
 
+def test_the_table_published_last_is_known_also_if_it_is_an_old_one(out: Path) -> None:
+    def last() -> str:
+        with mlflow_store.open_store(out) as store:
+            return store.newest({"nemf.table": "table1"}, "nemf.last_published").info.run_id
+
+    one, other = (publish_table(out, table(title=t), [], {}) for t in ("A", "B"))
+    assert last() == other
+    assert publish_table(out, table(title="A"), [], {}) == one
+    assert last() == one
+    before = state(out)
+    publish_table(out, table(title="A"), [], {})
+    assert state(out) == before
+
+
 def test_a_table_left_by_a_killed_call_is_completed(out: Path) -> None:
-    whole = publish_table(out, "table1", [], "# Table\n", {}, {})
+    whole = publish_table(out, table(), [], {})
     store = client(out)
     content = store.get_run(whole).data.tags["nemf.content"]
     store.delete_run(whole)
     experiment = store.get_experiment_by_name("nemf").experiment_id
     left = store.create_run(experiment, tags={"nemf.content": content}).info.run_id
-    assert publish_table(out, "table1", [], "# Table\n", {}, {}) == left
+    assert publish_table(out, table(), [], {}) == left
     run = the_run(out)
     assert run.info.status == "FINISHED"
-    assert run.data.tags["mlflow.note.content"] == "# Table\n"
+    assert run.data.tags["mlflow.note.content"].startswith("# Table\n")
 
 
 def test_a_long_table_is_cut_after_a_line_and_says_where_the_rest_is(out: Path) -> None:
-    text = "\n".join(f"| row {i} | {'x' * 50} |" for i in range(500))
-    run_id = publish_table(out, "big", [], text, {}, {"synthetic": "true"})
-    run = client(out).get_run(run_id)
+    notes = tuple(f"note {i} {'x' * 50}" for i in range(500))
+    long = table("big", notes=notes)
+    long.cells["synthetic"] = True
+    run = client(out).get_run(publish_table(out, long, [], {}))
     note = run.data.tags["mlflow.note.content"]
     assert len(note) <= 8000
     assert "`table/`" in note.splitlines()[-1]
-    assert note.splitlines()[-3].endswith("x |")
+    assert note.splitlines()[-3].endswith("x" * 50)
     assert run.info.run_name == "big SYNTHETIC"
+
+
+# -- trainings ----------------------------------------------------------------------------------
+
+
+def training(out: Path, weights: bytes = b"weights", **more: Any) -> dict[str, Any]:
+    """A finished training "small" on synthetic SPair-71k as ``nemf train`` leaves it."""
+    folder = out / "training" / "small"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "small.pth").write_bytes(weights)
+    (folder / "small.png").write_bytes(b"\x89PNG picture")
+    (folder / "0123456789ab").mkdir(exist_ok=True)
+    data = {"dataset": "spair", "pairs": 12, "synthetic": True}
+    story = {
+        "name": "small",
+        "key": "0123456789ab",
+        "epochs": 2,
+        "settings": {
+            "seed": 7,
+            "model": {"type": "MatcherTraining", "matcher": {"type": "cats"}},
+            "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 0.001}},
+            "train_dataloader": {"batch_size": 8},
+        },
+        "libraries": {"torch": "2.0"},
+        "datasets": {
+            "train_dataloader": data | {"split": "trn", "fingerprint": "12" * 32},
+            "val_dataloader": data | {"split": "val", "fingerprint": "34" * 32},
+        },
+        "validation": {"epoch": 2, "score": 0.5},
+        "code": {"commit": "f" * 40, "dirty": False},
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "weights_hash": "cd" * 32,
+        "curve": [
+            {"epoch": 1, "loss": 3.0, "loss_flow": 2.0, "lr": 0.001},
+            {"epoch": 2, "loss": 4.0, "loss_flow": 1.0, "lr": 0.0005, "pck-0.10": 0.5},
+        ],
+        **more,
+    }
+    (folder / "small.json").write_text(json.dumps(story))
+    return story
+
+
+def steps(out: Path, run_id: str, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client(out).get_metric_history(run_id, name)]
+
+
+def test_a_training_is_a_run_with_its_curve(out: Path) -> None:
+    story = training(out)
+    published = publish_trainings(out)
+    run = the_run(out)
+    run_id = run.info.run_id
+    assert published == {"small": run_id}
+    assert run.info.run_name == "training small / SYNTHETIC SPair-71k trn"
+    assert steps(out, run_id, "train/loss") == [(1, 3.0), (2, 4.0)]
+    assert steps(out, run_id, "train/loss_flow") == [(1, 2.0), (2, 1.0)]
+    assert steps(out, run_id, "train/lr") == [(1, 0.001), (2, 0.0005)]
+    assert steps(out, run_id, "validation/pck-0.10") == [(2, 0.5)]
+    expected = {
+        "nemf.training": f"small/0123456789ab/2-epochs/{story['sha256'][:12]}",
+        "weights_sha256": "cd" * 32,
+        "weights_file_sha256": story["sha256"],
+        "train_fingerprint": "12" * 32,
+        "validation_fingerprint": "34" * 32,
+        "synthetic": "true",
+        "matcher": "cats",
+        "seed": "7",
+        "commit": "f" * 40,
+        "dirty": "false",
+    }
+    assert {name: run.data.tags.get(name) for name in expected} == expected
+    assert run.data.params["lr"] == "0.001"
+    assert run.data.params["batch_size"] == "8"
+    inputs = {d.tags[0].value: d.dataset.digest for d in run.inputs.dataset_inputs}
+    assert inputs == {"train": "12" * 6, "validation": "34" * 6}
+    root = out / "mlartifacts" / run_id / "artifacts"
+    assert json.loads((root / "settings.json").read_text()) == story["settings"]
+    assert json.loads((root / "small.json").read_text()) == story
+    assert (root / "small.png").exists()
+    assert not list(root.rglob("*.pth"))
+    note = run.data.tags["mlflow.note.content"]
+    assert "| epoch | loss | loss_flow | lr | pck-0.10 |" in note
+    assert "| 1 | 3 | 2 | 0.001 | – |" in note
+    assert "**SYNTHETIC" in note
+
+    before = state(out)
+    publish_trainings(out)
+    assert state(out) == before
+
+
+def test_a_training_and_the_cells_of_its_weights_find_each_other(out: Path) -> None:
+    training(out)
+    score(prediction_file(out))  # of the same weights
+    publish_trainings(out)
+    publish_cells(out)
+    (condition,) = {
+        unquote(link)
+        for run in all_runs(out)
+        for link in re.findall(r"searchFilter=([^&)]*)", run.data.tags["mlflow.note.content"])
+    }
+    store = client(out)
+    experiment = store.get_experiment_by_name("nemf").experiment_id
+    assert len(store.search_runs([experiment], condition)) == 2
+
+
+def test_another_result_is_another_run(out: Path) -> None:
+    training(out)
+    first = publish_trainings(out)["small"]
+    training(out, b"other weights")
+    second = publish_trainings(out)["small"]
+    assert second != first
+    training(out, b"other weights", epochs=3)  # a longer training that chose the same epoch
+    assert publish_trainings(out)["small"] not in (first, second)
+    assert len(all_runs(out)) == 3
+
+
+def test_a_half_written_curve_is_completed(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    training(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_tag", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publish_trainings(out)
+    assert the_run(out).info.status == "FAILED"
+    (run_id,) = publish_trainings(out).values()
+    assert steps(out, run_id, "train/loss") == [(1, 3.0), (2, 4.0)]
+    assert the_run(out).info.status == "FINISHED"
+
+
+def test_a_training_without_the_weights_it_tells_of_is_refused(out: Path) -> None:
+    training(out)
+    weights = out / "training" / "small" / "small.pth"
+    weights.write_bytes(b"others")
+    with pytest.raises(NemfError, match="tells of other weights"):
+        publish_trainings(out)
+    weights.unlink()
+    with pytest.raises(NemfError, match=r"small\.pth: is missing"):
+        publish_trainings(out)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_training_s_damaged_file_is_named(text: str, out: Path) -> None:
+    training(out)
+    file = out / "training" / "small" / "small.json"
+    file.write_text(text)
+    with pytest.raises(NemfError, match="cannot be read as what") as caught:
+        publish_trainings(out)
+    assert str(file) in str(caught.value)
+
+
+def test_no_training_makes_no_store(tmp_path: Path) -> None:
+    (tmp_path / "training" / "begun" / "0123456789ab").mkdir(parents=True)
+    assert publish_trainings(tmp_path) == {}
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_trained_matcher_s_cell_names_the_hash_of_its_training(
+    tmp_path: Path, tiny_spair: Any
+) -> None:
+    """The real thing: the hash in the training's file is the one that the prediction finds."""
+    from experiments.configurations import load_config
+    from experiments.prediction import predict
+    from experiments.training import train
+
+    options = {
+        "model.matcher.proj_dim": 32,
+        "model.matcher.mlp_ratio": 1,
+        "train_dataloader.batch_size": 2,
+        "train_dataloader.dataset.pairs_per_epoch": 2,
+        "val_cfg.pairs": 1,
+        "train_cfg.max_epochs": 1,
+        "train_cfg.val_interval": 1,
+    }
+    data = tiny_spair()
+    weights = train("cats_small", tmp_path, options, data)
+    config = load_config("cats_small/spair")
+    config.model.weights = str(weights)
+    file = predict(config, data=data, out=tmp_path, plan=Plan("src2trg"))
+    told = json.loads(weights.with_suffix(".json").read_text())["weights_hash"]
+    assert told == Predictions.read(file).meta["matcher"]["weights_sha256"]
 
 
 # -- what goes wrong ----------------------------------------------------------------------------
@@ -571,7 +860,7 @@ def test_names_that_mlflow_would_misread_are_refused(tmp_path: Path, name: str) 
 
 
 def test_artifacts_stay_near_their_database_and_a_server_chooses_its_own(tmp_path: Path) -> None:
-    near = tracking._artifact_location
+    near = mlflow_store._artifact_location
     assert near(f"sqlite:///{tmp_path}/db/x.db", Path("o")) == f"file://{tmp_path}/db/mlartifacts"
     assert near("postgresql://me@host/db", tmp_path) == f"file://{tmp_path}/mlartifacts"
     for uri in ("http://host:5000", "https://host", "databricks"):
@@ -591,5 +880,6 @@ def test_publishing_says_nothing_and_leaves_logging_alone(
 
 
 def test_importing_the_writer_loads_neither_mlflow_nor_torch() -> None:
-    code = "import sys, reports.tracking; sys.exit(bool({'mlflow', 'torch'} & set(sys.modules)))"
+    code = "import sys, reports.tracking, reports.rebuilding;"
+    code += " sys.exit(bool({'mlflow', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
