@@ -38,7 +38,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable o
 _ALPHAS = click.option("--alphas", metavar="A,B,...", help="Thresholds, e.g. 0.05,0.1.")
 _MLFLOW = click.option(
     "--mlflow/--no-mlflow", "use_mlflow", default=True, show_default=True,
-    help="Mirror the results to $MLFLOW_TRACKING_URI [default: mlflow.db in --out].",
+    help="Mirror the results to $MLFLOW_TRACKING_URI, or else to mlflow.db in --out.",
 )  # fmt: skip
 
 
@@ -467,10 +467,10 @@ def table_command(
         from reports.mlflow_store import tracking_uri, without_password
         from reports.tracking import publish_cells, publish_table, publish_trainings
 
-        publish_trainings(out)
         job_file = out / spec.name / "job.json"
         published = [*files, *([job_file] if job_file.exists() else [])]
         publish_table(out, table, published, publish_cells(out))
+        publish_trainings(out)
         click.echo(f"MLflow: {without_password(tracking_uri(out))}")
     differing = fetched.differing(files) if fetched is not None and fetched.published else []
     for file in files:
@@ -635,6 +635,69 @@ def _listed(names: str | None) -> list[str]:
     if names and ";" in names:
         return [name.strip() for name in names.split(";") if name.strip()]
     return (names or "").replace(",", " ").split()
+
+
+# -- regress --------------------------------------------------------------------------------------
+
+
+@main_group.command("regress")
+@click.option("--base", metavar="COMMIT", help="Compare with it [default: the accepted scores].")
+@click.option("--head", metavar="COMMIT", help="What is compared [default: the working tree].")
+@click.option("--accept", metavar="REASON", help="Renew the accepted scores.")
+@click.option("--history", type=int, metavar="N", help="The metric over the last N commits.")
+@click.option("--bisect", metavar="GOOD..BAD", help="Find the first bad commit.")
+@click.option("--cell", "cells", multiple=True, metavar="MATCHER[/DATASET[/PROTOCOL]]",
+              help="Only these cells of the policy. Repeatable.")  # fmt: skip
+@click.option("--cost/--no-cost", default=True, show_default=True, help="Time both sides (--base).")
+@click.option("--policy", type=click.Path(path_type=Path),
+              help="[default: experiments/regress.yaml of the repository]")  # fmt: skip
+@_DATA
+@_OUT
+@_WEIGHTS
+@_JSON
+def regress_command(
+    base: str | None,
+    head: str | None,
+    accept: str | None,
+    history: int | None,
+    bisect: str | None,
+    cells: tuple[str, ...],
+    cost: bool,
+    policy: Path | None,
+    data: Path | None,
+    out: Path,
+    weights: Path | None,
+    as_json: bool,
+) -> None:
+    """Has a commit made a matcher worse, slower or hungrier? Exit status 1 if so."""
+    from experiments.regression import Regressions
+
+    modes = {"--base": base, "--accept": accept, "--history": history, "--bisect": bisect}
+    given = [name for name, value in modes.items() if value is not None]
+    if len(given) > 1:
+        raise NemfError(f"{' and '.join(given)} do not go together: give one of them")
+    if head is not None and given and given[0] in ("--accept", "--bisect"):
+        raise NemfError(f"{given[0]} takes no --head")
+    if weights is not None and not weights.is_dir():
+        raise NemfError(f"{weights}: no such folder of weights")
+    tracked = Regressions(Path.cwd(), out, policy=policy, data=data, weights=weights, cells=cells)
+    if accept is not None:
+        report = tracked.accept(accept)
+    elif history is not None:
+        report = tracked.history(history, head)
+    elif bisect is not None:
+        report = tracked.bisect(bisect)
+    elif base is not None:
+        report = tracked.compare(base, head, cost=cost)
+    else:
+        report = tracked.gate(head)
+    if as_json:
+        click.echo(json.dumps(report.content, indent=1))
+    else:
+        click.echo(report.markdown)
+        for file in report.files:
+            click.echo(file, err=True)
+    sys.exit(1 if report.failed else 0)
 
 
 # -- match, train, bench --------------------------------------------------------------------------
