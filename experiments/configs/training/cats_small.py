@@ -1,6 +1,6 @@
 # A small CATs for the synthetic job: minutes on two cores.
 _base_ = "_pairs.py"
-epochs = 16  # of 300 pairs
+epochs = 12  # of 300 pairs
 model = dict(
     type="MatcherTraining",
     pairs_at_once=8,

@@ -1,6 +1,6 @@
 # A small NeMF for the synthetic job: minutes on two cores.
 _base_ = "cats_small.py"
-epochs = 6  # of 300 pairs
+epochs = 4  # of 300 pairs
 model = dict(
     matcher=dict(
         _delete_=True,
@@ -16,7 +16,7 @@ model = dict(
     ),
 )
 val_cfg = dict(pairs=60)
-train_cfg = dict(max_epochs=epochs, val_interval=3)
+train_cfg = dict(max_epochs=epochs, val_interval=2)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, begin=0, end=1, convert_to_iter_based=True),
