@@ -7,6 +7,7 @@ WEIGHTS ?= $(NEMF_WEIGHTS)
 MATCHERS ?=
 DATASET ?=
 PROTOCOL ?=
+BASE ?=
 JOBS ?= auto
 DOWNLOAD ?=
 
@@ -18,7 +19,7 @@ ROOT = $(if $(DATA),$(DATA),$(OUT)/synthetic)
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-long lint reproduce-table1 reproduce-table2 compare figures bench ui backbone
+.PHONY: help setup test test-long lint reproduce-table1 reproduce-table2 compare figures regress bench ui backbone
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -58,6 +59,12 @@ figures: $(READY) ## Figures of what lies in OUT [MATCHERS= DATASET= PROTOCOL= D
 		$(if $(DATASET),--dataset "$(DATASET)") $(if $(PROTOCOL),--protocol "$(PROTOCOL)") \
 		$(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 		$(if $(DATA)$(wildcard $(OUT)/synthetic),--data "$(ROOT)")
+
+# The data are the policy's: $NEMF_DATA does not count, DATA= on the command line does.
+regress: $(READY) ## Worse, slower, hungrier than BASE=<commit>? Without: than the accepted scores
+	$(NEMF) regress --out $(OUT) $(if $(BASE),--base "$(BASE)") \
+		$(if $(filter command,$(origin DATA)),--data "$(DATA)") \
+		$(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 test: $(READY) lint ## Unit, contract, golden, import-direction and real-data tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m "not long"

@@ -146,6 +146,14 @@ class Repository:
         text = _git(self.root, "rev-list", "--first-parent", *count, range_)
         return [self.commit(sha) for sha in reversed(text.split())]
 
+    def has(self, commit: Commit, path: Path) -> bool:
+        """Whether a file is in a commit."""
+        try:
+            _git(self.root, "cat-file", "-e", f"{commit.sha}:{path.as_posix()}")
+        except NemfError:
+            return False
+        return True
+
     def is_ancestor(self, old: Commit, new: Commit) -> bool:
         try:
             _git(self.root, "merge-base", "--is-ancestor", str(old.sha), str(new.sha))
@@ -248,7 +256,11 @@ class Checkout:
 
     def nemf(self, *arguments: str) -> str:
         """Standard output of ``nemf <arguments>`` of that commit."""
-        return self.python("-m", "experiments.cli", *arguments)
+        try:
+            return self.python("-m", "experiments.cli", *arguments)
+        except DoesNotRun as problem:
+            text = str(problem).removeprefix("nemf: ").removesuffix(" (--debug shows where)")
+            raise DoesNotRun(text) from None
 
     def check_imports(self) -> None:
         try:

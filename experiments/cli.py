@@ -651,7 +651,8 @@ def _listed(names: str | None) -> list[str]:
 @click.option("--cost/--no-cost", default=True, show_default=True, help="Time both sides (--base).")
 @click.option("--policy", type=click.Path(path_type=Path),
               help="[default: experiments/regress.yaml of the repository]")  # fmt: skip
-@_DATA
+@click.option("--data", type=click.Path(path_type=Path),
+              help="Folder of datasets in place of the policy's.")  # fmt: skip
 @_OUT
 @_WEIGHTS
 @_JSON

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 import time
@@ -25,18 +23,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from experiments.accepted_answers import (
+    FOLDER,
+    nothing_accepted,
+    read_accepted,
+    read_listing,
+    write_accepted,
+)
 from experiments.checkouts import Checkout, Commit, DoesNotRun, Repository, last_line
 from experiments.provenance import code_state, library_versions
 from experiments.store import slug
 from nemf.errors import NemfError
-from nemf.files import claimed, write_text, write_whole
+from nemf.files import claimed, write_text
 from nemf.predictions import Predictions
-from reports.records import alpha_name
 from reports.regression import (
     FORMAT,
     Cell,
@@ -52,7 +53,6 @@ from reports.regression_page import draw_history, history_page, summary
 
 log = logging.getLogger(__name__)
 POLICY = Path("experiments") / "regress.yaml"
-ACCEPTED = Path("experiments") / "accepted"  # below the root: the gate's stored answers and scores
 _PROBE = Path(__file__).with_name("regression_probe.py")
 # Complaints about this machine; everything else that a commit's command says is about the commit.
 _NOT_THE_COMMIT = ("another process is predicting this cell", "cannot be written (")
@@ -105,6 +105,8 @@ class Regressions:
         self.policy_file = policy or self.repository.root / POLICY
         self.policy = Policy.load(self.policy_file)
         self.cells = _chosen(self.policy, cells)
+        if data is not None and not data.is_dir():
+            raise NemfError(f"{data}: no such folder of datasets")
         self.data = data.resolve() if data else None
         self.weights = weights.resolve() if weights else None
 
@@ -130,12 +132,14 @@ class Regressions:
         compared fails as well: nothing would watch it from then on."""
         with self._held():
             new = self._head(head)
-            if head is None:  # said before anything runs
-                _read_listing(self.repository.root / ACCEPTED)
+            if new.sha is None:  # said before anything runs
+                read_listing(self.repository.root / FOLDER)
+            elif not self.repository.has(new, FOLDER / "accepted.json"):
+                raise NemfError(nothing_accepted(new.label))
             with ExitStack() as stack:
                 after, checkout = self._measure(new, stack)
                 root = checkout.root if checkout else self.repository.root
-                accepted, before = self._accepted(root / ACCEPTED, after)
+                accepted, before = self._accepted(root / FOLDER, after)
                 observed = self._observe(before, after, checkout)
             self._check_still(new)
             verdicts = judge(observed, self.policy, must_compare=True)
@@ -165,8 +169,13 @@ class Regressions:
                         raise NemfError(f"{cell} cannot be accepted: {side.problem}")
                 frames = self._scores(checkout, [(measured, cell) for cell in self.cells])
             self._check_still(new)
-            folder = self.repository.root / ACCEPTED
-            files = _write_accepted(folder, measured, frames, self.policy, reason.strip())
+            folder = self.repository.root / FOLDER
+            scored = {
+                cell: (measured.files[cell], str(measured.sides[cell].protocol), frame)
+                for cell, frame in zip(self.cells, frames, strict=True)
+            }
+            alphas = self.policy.accuracy.alphas
+            files = write_accepted(folder, scored, alphas, new.as_dict(), reason.strip())
             text = f"Accepted {len(self.cells)} cells in {len(files) - 1} files: {reason.strip()}\n"
             return Report({"accepted": [str(f) for f in files]}, text, files)
 
@@ -194,14 +203,18 @@ class Regressions:
                 log.info("[%d/%d] %s %s", at + 1, len(commits), commit.label, commit.subject)
                 with ExitStack() as stack:
                     measured, checkout = self._measure(commit, stack)
-                    known = [cell for cell in self.cells if cell in reference]
                     observed = [
                         item
-                        for cell in known
-                        for item in self._observe(reference[cell], measured, checkout, [cell])
+                        for before in {id(m): m for m in reference.values()}.values()
+                        for item in self._observe(
+                            before,
+                            measured,
+                            checkout,
+                            [c for c in reference if reference[c] is before],
+                        )
                     ]
-                for verdict in judge(observed, policy):
-                    cell = next(c for c in known if str(c) == verdict["cell"])
+                for item, verdict in zip(observed, judge(observed, policy), strict=True):
+                    cell = item.cell
                     if _is_change(verdict, measured.sides[cell]):
                         changes.append({"at": at, **verdict})
                         del reference[cell]
@@ -212,6 +225,7 @@ class Regressions:
                     series[str(cell)].append(_point(measured.records.get(cell), alpha))
                 problems = {s.problem for s in measured.sides.values() if s.problem}
                 listed.append(commit.as_dict() | {"problem": "; ".join(sorted(problems)) or None})
+            changes.sort(key=lambda change: (change["at"], change["cell"]))
             content = {
                 "format": FORMAT,
                 "alpha": alpha,
@@ -287,7 +301,7 @@ class Regressions:
         threads = self.policy.suite.threads
         try:
             checkout = stack.enter_context(self.repository.checkout(commit, self.scratch, threads))
-            listing = json.loads(checkout.nemf("list", "protocols", "--json"))["protocols"]
+            listing = _protocols(checkout)
             measured.data = self._data(checkout)
         except DoesNotRun as problem:
             for cell in self.cells:
@@ -469,7 +483,7 @@ class Regressions:
 
     def _accepted(self, folder: Path, after: Measured) -> tuple[dict[str, Any], Measured]:
         """What was accepted, as the measurement of a commit of its own."""
-        accepted = _read_listing(folder)
+        accepted = read_listing(folder)
         stored = accepted["cells"]
         subject, commit = str(accepted["reason"]), str(accepted["commit"])
         before = Measured(Commit(commit, str(accepted["tree"]), "accepted", subject))
@@ -478,12 +492,10 @@ class Regressions:
             if entry is None:
                 before.sides[cell] = _missing("it was never accepted")
                 continue
-            side, answers = _read_accepted(folder / entry["file"], entry["protocol"])
+            file = self.scratch / "accepted" / entry["file"]
             head = after.sides[cell].predictions
-            if head is not None:
-                file = self.scratch / "accepted" / entry["file"]
-                side = _answered(head, answers, side, file)
-                before.files[cell] = file
+            side = read_accepted(folder / entry["file"], entry["protocol"], head, file)
+            before.files[cell] = file
             before.sides[cell] = side
         return accepted, before
 
@@ -539,7 +551,7 @@ class _Runs:
             try:
                 found = self._run(config, sorted(ids.values()))
             except DoesNotRun as problem:
-                text = str(problem).removeprefix("nemf: ")
+                text = str(problem)
                 if any(phrase in text for phrase in _NOT_THE_COMMIT):
                     raise NemfError(text) from None
                 measured.sides.update({cell: _missing(text) for cell in ids})
@@ -729,6 +741,14 @@ def _missing(problem: str) -> Side:
     return Side(None, None, {}, problem)
 
 
+def _protocols(checkout: Checkout) -> dict[str, Any]:
+    """The protocols that a commit lists, by id; the first thing that its command line is asked."""
+    try:
+        return json.loads(checkout.nemf("list", "protocols", "--json"))["protocols"]
+    except (DoesNotRun, ValueError, KeyError) as problem:
+        raise DoesNotRun(f"does not run ({problem})") from None
+
+
 def _protocol_id(listing: dict[str, Any], name: str) -> str | None:
     """The newest version of a protocol that a commit lists, or None."""
     found = [id_ for id_ in listing if name in (id_, listing[id_]["name"])]
@@ -786,103 +806,3 @@ def _bisect_page(content: dict[str, Any]) -> str:
         problems = "; ".join(run["problems"]) or "–"
         lines.append(f"| {number} | `{run['label']}` {run['subject']} | {worse} | {problems} |")
     return "\n".join(lines) + "\n"
-
-
-# -- accepted answers -----------------------------------------------------------------------------
-
-
-def _write_accepted(
-    folder: Path,
-    measured: Measured,
-    frames: Sequence[pd.DataFrame],
-    policy: Policy,
-    reason: str,
-) -> list[Path]:
-    """``accepted.json`` and one file per prediction: per pair the answers (float32 px) and, under
-    each protocol, the number of keypoints right at each alpha."""
-    by_file: dict[Path, dict[Cell, pd.DataFrame]] = {}
-    for (cell, file), frame in zip(measured.files.items(), frames, strict=True):
-        by_file.setdefault(file, {})[cell] = frame
-    cells, contents = {}, {}
-    for file, scored in by_file.items():
-        predictions = Predictions.read(file)
-        first = next(iter(scored))
-        name = slug(f"{first.prediction}-{predictions.meta['plan']}") + ".parquet"
-        columns = {"pair": next(iter(scored.values()))["pair"].astype(str)}
-        columns["category"] = next(iter(scored.values()))["category"].astype(str)
-        columns["n"] = next(iter(scored.values()))["n"].astype(np.int16)
-        for cell, frame in scored.items():
-            id_ = measured.sides[cell].protocol
-            cells[str(cell)] = {"file": name, "protocol": id_}
-            for alpha in policy.accuracy.alphas:
-                columns[f"{id_}/{alpha_name(alpha)}"] = frame[alpha_name(alpha)].astype(np.int16)
-        starts = np.r_[predictions.pair_starts, len(predictions)]
-        points = predictions.points("pred")
-        answers = [points[a:b].ravel() for a, b in itertools.pairwise(starts)]
-        table = pa.table(columns).append_column(
-            "answers", pa.array(answers, pa.list_(pa.float32()))
-        )
-        meta = {b"nemf": json.dumps(predictions.meta, sort_keys=True).encode()}
-        contents[name] = table.replace_schema_metadata(meta)
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, table in contents.items():
-        write_whole(
-            folder / name, lambda path, table=table: pq.write_table(table, path, compression="zstd")
-        )
-    commit = measured.commit.as_dict()
-    listing = {"format": FORMAT, "reason": reason, "commit": commit["commit"]}
-    listing |= {"tree": commit["tree"], "cells": cells}
-    write_text(folder / "accepted.json", json.dumps(listing, indent=1) + "\n")
-    return [folder / "accepted.json", *(folder / name for name in contents)]
-
-
-def _read_listing(folder: Path) -> dict[str, Any]:
-    """What accepted.json says; NemfError if there is none."""
-    path = folder / "accepted.json"
-    try:
-        accepted = json.loads(path.read_bytes())
-        if accepted["format"] != FORMAT:
-            raise ValueError(f"format {accepted['format']}, not {FORMAT}")
-    except FileNotFoundError:
-        raise NemfError(
-            f"{path}: no accepted scores; run `nemf regress --accept 'why'`, or compare with a "
-            "commit by --base"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise NemfError(f"{path}: cannot be read ({problem}); accept anew") from None
-    return accepted
-
-
-def _read_accepted(path: Path, protocol: str) -> tuple[Side, np.ndarray]:
-    """The side of a cell without its questions, and the answers float32 (R, 2) px."""
-    try:
-        table = pq.read_table(path)
-        meta = json.loads((table.schema.metadata or {})[b"nemf"])
-        frame = table.drop_columns(["answers"]).to_pandas()
-        answers = table["answers"].combine_chunks().flatten().to_numpy().reshape(-1, 2)
-        means: dict[tuple[str, str, float], float] = {}
-        prefix = f"{protocol}/pck-"
-        for column in (name for name in frame if name.startswith(prefix)):
-            fractions, alpha = frame[column] / frame["n"], float(column.removeprefix(prefix))
-            means["all", "all", alpha] = float(fractions.mean())
-            for category, part in fractions.groupby(frame["category"]):
-                means["class", str(category), alpha] = float(part.mean())
-    except (OSError, pa.ArrowException, ValueError, KeyError) as problem:
-        raise NemfError(f"{path}: cannot be read ({problem}); accept anew") from None
-    return Side(Predictions(table.slice(0, 0), meta), protocol, means), answers
-
-
-def _answered(head: Predictions, answers: np.ndarray, stored: Side, file: Path) -> Side:
-    """``stored`` with the head's questions, written as a prediction file. Where the metadata say
-    that these are other questions, nobody looks at the answers."""
-    meta, table = stored.predictions.meta, head.table
-    if len(answers) == len(head):
-        for axis, values in zip("xy", answers.T, strict=True):
-            at = table.column_names.index(f"pred_{axis}")
-            table = table.set_column(at, table.field(at), pa.array(values, pa.float32()))
-    elif all(meta[key] == head.meta[key] for key in ("fingerprint", "plan", "split")):
-        problem = f"{len(answers)} answers are stored for {len(head)} questions"
-        return _missing(problem)
-    predictions = Predictions(table, meta)
-    predictions.write(file)
-    return dataclasses.replace(stored, predictions=predictions)

@@ -34,7 +34,6 @@ EXPERIMENT = "nemf"
 LISTING = "files.json"
 _FILES_TAG, _CONTENT_TAG = "nemf.files", "nemf.content"
 _SCORES = re.compile(r"[^/]+/per-(image|point)/")  # names of metrics that come from score records
-_BATCH = 900  # of the 1000 metrics, parameters and tags that MLflow takes at a time
 _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 _AFTERWARDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 _LOCK_TIMEOUT_S = 600
@@ -143,7 +142,7 @@ class Store:
             self._client.update_run(held.info.run_id, status="RUNNING", name=run.name)
         run_id = held.info.run_id
         try:
-            self._write(held, run)
+            self._write_patiently(held, run)
         except BaseException:
             with suppress(Exception):  # the first problem is the one to report
                 self._client.set_terminated(run_id, "FAILED")
@@ -226,10 +225,23 @@ class Store:
         )
         return found[0] if found else None
 
+    def _write_patiently(self, held: Any, run: Run) -> None:
+        """MLflow refuses a tag or a dataset that somebody else stores at the same moment."""
+        from mlflow.exceptions import MlflowException
+
+        for pause_s in (0.5, 2):
+            try:
+                self._write(held, run)
+                return
+            except MlflowException:
+                time.sleep(pause_s)
+                held = self._client.get_run(held.info.run_id)
+        self._write(held, run)
+
     def _write(self, held: Any, run: Run) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        run_id, log = held.info.run_id, self._client.log_batch
+        run_id = held.info.run_id
         for file, folder in run.artifacts:
             self._client.log_artifact(run_id, str(file), folder)
         texts = {LISTING: run.listing, "environment.txt": _environment()}
@@ -244,16 +256,14 @@ class Store:
         now_ms = max(int(time.time() * 1000), held.info.start_time, (held.info.end_time or 0) + 1)
         values = [(n, 0, v) for n, v in self._changed(run, held.data.metrics)]
         values += self._changed_steps(run, held)
-        metrics = [Metric(name, value, now_ms, step) for name, step, value in values]
-        for start in range(0, len(metrics), _BATCH):
-            log(run_id, metrics=metrics[start : start + _BATCH])
         tags = run.tags | {
             "mlflow.source.name": "nemf",
             "mlflow.note.content": run.note,
             _FILES_TAG: _sha256(run.listing.encode()),
         }
-        log(
+        self._client.log_batch(
             run_id,
+            metrics=[Metric(name, value, now_ms, step) for name, step, value in values],
             params=[Param(k, v) for k, v in run.params.items() if k not in held.data.params],
             tags=[RunTag(k, v) for k, v in tags.items()],
         )

@@ -465,9 +465,9 @@ def exchangeable(rng: np.random.Generator, n_images: int, n_pairs: int) -> Resco
     """Two sides that nothing tells apart: per pair and alpha as many keypoints right in
     expectation, images easy or hard for both and, half of it, for one side only."""
     ordered = np.array([(a, b) for a in range(n_images) for b in range(n_images) if a != b])
-    images = ordered[rng.choice(len(ordered), n_pairs, replace=False)]
-    category = np.arange(n_pairs) % 4
-    images = images + n_images * category[:, None]  # classes share no image
+    category = np.repeat(np.arange(4), n_pairs // 4)
+    kept = [rng.choice(len(ordered), n_pairs // 4, replace=False) for _ in range(4)]
+    images = ordered[np.concatenate(kept)] + n_images * category[:, None]  # none in two classes
     n = rng.integers(4, 12, n_pairs)
     shared = rng.normal(0, 0.5, 4 * n_images)
     frames = []
@@ -487,9 +487,9 @@ def exchangeable(rng: np.random.Generator, n_images: int, n_pairs: int) -> Resco
 def test_false_alarms_stay_within_the_nominal_rate(
     policy: Policy, good: Predictions, least: float
 ) -> None:
-    """1,000 comparisons in which nothing happened but noise. Without the least change only the
-    statistics keep quiet: alarms (worse or improved anywhere) must not exceed the level by more
-    than the simulation's own error; with it the team hears of even fewer."""
+    """1,000 comparisons in which nothing happened but noise, with and without the least change: a
+    team is called (worse) at most at the level's rate; worse or improved, which the level is about,
+    at most at that rate but for the simulation's own error."""
     accuracy = dataclasses.replace(policy.accuracy, least_change=least)
     if not least:
         accuracy = dataclasses.replace(accuracy, least_class_change=0.0)
@@ -504,6 +504,5 @@ def test_false_alarms_stay_within_the_nominal_rate(
         found = {reason["verdict"] for reason in verdict["reasons"]}
         alarms += bool(found & {"worse", "improved"})
         pages += verdict["verdict"] == "worse"
-    bound = stats.binom.ppf(0.99, 1000, policy.accuracy.level)
-    assert alarms <= bound
-    assert pages <= stats.binom.ppf(0.99, 1000, policy.accuracy.level / 2)
+    assert pages <= 1000 * policy.accuracy.level
+    assert alarms <= stats.binom.ppf(0.99, 1000, policy.accuracy.level)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.regression import Regressions
+from experiments.regression import Regressions, Report
 from nemf.datasets.spair import SPair71k
 from tests.conftest import save_image, write_json
 
@@ -38,7 +38,7 @@ suite:
 guard: ["*"]
 accuracy: {alphas: [0.05, 0.1], level: 0.05, least_change: 0.005, least_class_change: 0.02}
 exactness: {tolerance_px: 0.001, shift_px: 0.1}
-cost: {predictions: [nearest_small/spair], rounds: 3, blocks: 8, pairs: 6, level: 0.9,
+cost: {predictions: [nearest_small/spair], rounds: 5, blocks: 4, pairs: 6, level: 0.9,
        seconds_ratio: 1.15, memory_ratio: 1.15}
 """
 MATCHER = '''
@@ -257,12 +257,12 @@ COMMITS = [
         fails=True,
     ),
     Expected(
-        "Half of the images are encoded twice",
+        "Every other image is encoded twice",
         edit(
             "baselines/nearest.py",
             "return [self._encode(image) for image in images]",
-            "for image in images:\n            if int(image.hash[0], 16) % 2:\n"
-            "                self._encode(image)\n"
+            "self.count = getattr(self, 'count', 0) + 1\n"
+            "        if self.count % 2:\n            self._encode(images[0])\n"
             "        return [self._encode(image) for image in images]",
         ),
         verdicts=every(NEAREST, "worse"),
@@ -356,34 +356,45 @@ def test_an_unchanged_key_is_not_predicted_again(tracked: Regressions) -> None:
     assert {0, 2, 3, 4} <= {commits[sha] for sha in sources}
 
 
-def test_bisect_names_the_culprits(tracked: Regressions) -> None:
-    report = tracked.bisect("c0..c9")
-    found = {culprit["first_bad"]["subject"]: culprit for culprit in report.content["culprits"]}
-    expected = {
+def restricted(tracked: Regressions, *cells: str, cost: bool) -> Regressions:
+    """The same folders; some cells only, timed or not."""
+    part = Regressions(tracked.repository.root, tracked.out, cells=cells)
+    if not cost:
+        untimed = dataclasses.replace(part.policy.cost, predictions=())
+        part.policy = dataclasses.replace(part.policy, cost=untimed)
+    return part
+
+
+def culprits(report: Report) -> dict[str, set[tuple[str, str]]]:
+    assert not any(found["or_one_of"] for found in report.content["culprits"])
+    return {
+        found["first_bad"]["subject"]: {(hit["cell"], hit["watch"]) for hit in found["worse"]}
+        for found in report.content["culprits"]
+    }
+
+
+def test_bisect_names_every_culprit(tracked: Regressions) -> None:
+    report = restricted(tracked, cost=False).bisect("c0..c9")
+    assert culprits(report) == {
         COMMITS[4].subject: {(cell, "exactness") for cell in NEAREST},
         COMMITS[7].subject: {(NEAREST[1], "scoring"), (RECORDED[1], "scoring")},
         COMMITS[8].subject: {(RECORDED[0], "accuracy")},
-        COMMITS[9].subject: {(cell, "cost") for cell in NEAREST},
-    }
-    assert {
-        subject: {(hit["cell"], hit["watch"]) for hit in culprit["worse"]}
-        for subject, culprit in found.items()
-    } == expected, report.markdown
-    assert not any(culprit["or_one_of"] for culprit in found.values())
+    }, report.markdown
+
+
+def test_bisect_finds_a_slow_down(tracked: Regressions) -> None:
+    report = restricted(tracked, NEAREST[0], cost=True).bisect("c6..c9")
+    assert culprits(report) == {COMMITS[9].subject: {(NEAREST[0], "cost")}}, report.markdown
 
 
 def test_bisect_skips_what_does_not_run_and_takes_few_runs(tracked: Regressions) -> None:
-    only = Regressions(
-        tracked.repository.root, tracked.out, cells=["nearest_small/spair/canonical"]
-    )
-    cost = dataclasses.replace(only.policy.cost, predictions=())
-    only.policy = dataclasses.replace(only.policy, cost=cost)
-    report = only.bisect("c0..c9")
-    (culprit,) = report.content["culprits"]
-    assert culprit["first_bad"]["subject"] == COMMITS[4].subject
-    assert len(report.content["runs"]) <= 5  # 9 commits: the end, log2(8) = 3, one that is skipped
-    skipped = [run for run in report.content["runs"] if run["problems"]]
-    assert all("does not import" in run["problems"][0] for run in skipped)
+    report = restricted(tracked, NEAREST[0], cost=False).bisect("c1..c9")  # c5 in the middle
+    assert set(culprits(report)) == {COMMITS[4].subject}
+    runs = report.content["runs"]
+    assert len(runs) <= 5  # of 8 commits: the last, log2(8) = 3, and the one that is skipped
+    skipped = [run for run in runs if run["problems"]]
+    assert [run["subject"] for run in skipped] == [COMMITS[5].subject]
+    assert "does not run (unexpected ImportError" in skipped[0]["problems"][0]
 
 
 def test_the_history_marks_the_changes(tracked: Regressions) -> None:

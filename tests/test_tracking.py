@@ -479,6 +479,27 @@ def test_two_publishers_of_one_folder_make_one_run_each_cell(out: Path) -> None:
         assert all(len(values) == 1 for values in histories(out, run.info.run_id).values())
 
 
+def test_a_dataset_that_another_run_stores_at_this_moment_is_no_failure(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    score(prediction_file(out))
+    log, failures = MlflowClient.log_inputs, [1, 2]
+
+    def fail_first(*arguments: Any) -> None:
+        if failures:
+            failures.pop()
+            raise MlflowException("UNIQUE constraint failed: datasets.name")
+        log(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", fail_first)
+    publish_cells(out)
+    assert the_run(out).info.status == "FINISHED"
+    assert len(the_run(out).inputs.dataset_inputs) == 1
+
+
 def test_of_two_runs_made_at_once_the_older_stays(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
