@@ -282,7 +282,7 @@ def test_a_file_that_does_not_fit_is_explained(
         ({"feature_size": 16}, "has feature_size 8, not 16"),
         ({"heads": 7}, "96 wide: that must be even and a multiple of heads = 7"),
         ({"init": "random"}, "not both"),
-        ({"backbone_weights": "x.pth"}, "goes with init='random' only"),
+        ({"backbone_weights": "x.pth"}, "goes with init='head' or 'random' only"),
     ],
 )
 def test_keywords_that_disagree_with_the_file(
@@ -305,7 +305,7 @@ def test_sizes_are_positive(keywords: dict[str, Any]) -> None:
 def test_weights_are_never_drawn_silently(tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFound, match="weights=FILE"):
         nemf.build_matcher("cats")
-    with pytest.raises(NemfError, match="init must be 'random'"):
+    with pytest.raises(NemfError, match="init must be 'head', 'random'"):
         nemf.build_matcher("cats", init="imagenet")
     with pytest.raises(NemfError, match=r"gone\.pth"):
         nemf.build_matcher("cats", weights=tmp_path / "gone.pth")

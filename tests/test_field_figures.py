@@ -348,9 +348,12 @@ def test_search_and_field_of_a_trained_recipe(run: Callable[..., Any]) -> None:
     for state in search["states"]:
         assert state["text"].startswith(f"{state['n_right']} of 2 right")
     answered = f"{search['answer']['n_right']} of 2 right"
-    for part in ("NeMF, small CNN", answered, pair, "SPair-71k test", "canonical@1"):
+    for part in ("NeMF, small CNN, 10 iterations", answered, pair, "SPair-71k test", "canonical@1"):
         assert part in search["caption"]
-    assert [entry["label"] for entry in field["fields"]] == ["NeMF, small CNN", "CATs, small CNN"]
+    assert [entry["label"] for entry in field["fields"]] == [
+        "NeMF, small CNN, 10 iterations",
+        "CATs, small CNN",
+    ]
     assert f"sigma = {field['sigma_px']:.1f} px" in field["caption"]
     assert field["sigma_px"] == pytest.approx(0.02 * 50)
     for entry in field["fields"]:
