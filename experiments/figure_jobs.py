@@ -19,7 +19,7 @@ from nemf.errors import NemfError, WeightsNotFound
 from nemf.scoring import Protocol
 from reports.comparison import Run
 from reports.figure_files import CannotDraw
-from reports.figure_sources import dataset_title, find_sources
+from reports.figure_sources import find_sources
 from reports.pck_figures import (
     class_figure,
     curve_figure,
@@ -30,6 +30,7 @@ from reports.pck_figures import (
 )
 from reports.training_figure import draw_training, finished_trainings, training_figure
 from reports.transfer_figure import draw_transfer, transfer_figure
+from reports.wording import dataset_title
 
 if TYPE_CHECKING:
     from experiments.field_figures import EncodedPair

@@ -36,6 +36,7 @@ from reports.records import (
     current_predictions,
     groups,
     keypoint_errors,
+    or_none,
     pair_scores,
 )
 from reports.statistics import Difference, Estimate, dyadic_mean, holm, paired_difference
@@ -439,7 +440,7 @@ def _comparison(bench: _Bench, a: _Scored, b: _Scored) -> dict[str, Any]:
         "cells": cells,
         "curve": {"alphas": list(CURVE_ALPHAS)}
         | {"difference": [e.mean for e in curve]}
-        | {key: [_or_none(getattr(e, key)) for e in curve] for key in ("low", "high")},
+        | {key: [or_none(getattr(e, key)) for e in curve] for key in ("low", "high")},
         "most_different": _most_different(bench, a, b),
     }
 
@@ -452,9 +453,9 @@ def _cell(bench: _Bench, a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> d
         "a_mean": float(np.average(a[rows], weights=weights[rows])),
         "b_mean": float(np.average(b[rows], weights=weights[rows])),
         "difference": found.mean,
-        **{key: _or_none(getattr(found, key)) for key in ("low", "high", "se", "df")},
+        **{key: or_none(getattr(found, key)) for key in ("low", "high", "se", "df")},
         "method": found.method,
-        "p": _or_none(found.p_value),
+        "p": or_none(found.p_value),
         **{key: getattr(found, key) for key in ("wins", "ties", "losses", "n_pairs", "n_images")},
     }
 
@@ -472,7 +473,7 @@ def _correct(comparisons: Sequence[dict[str, Any]], alpha: float) -> int:
 def _adjust(cells: Sequence[dict[str, Any]], key: str) -> None:
     p = [np.nan if cell["p"] is None else cell["p"] for cell in cells]
     for cell, adjusted in zip(cells, holm(p), strict=True):
-        cell[key] = _or_none(adjusted)
+        cell[key] = or_none(adjusted)
 
 
 def _most_different(bench: _Bench, a: _Scored, b: _Scored) -> list[dict[str, Any]]:
@@ -561,7 +562,7 @@ def _run_facts(bench: _Bench, item: _Scored, letter: str) -> dict[str, Any]:
 
 
 def _interval(estimate: Estimate) -> dict[str, Any]:
-    return {"mean": estimate.mean, "low": _or_none(estimate.low), "high": _or_none(estimate.high)}
+    return {"mean": estimate.mean, "low": or_none(estimate.low), "high": or_none(estimate.high)}
 
 
 def _open_dataset(predictions: Predictions, data: Path | None) -> tuple[PairDataset | None, str]:
@@ -628,7 +629,3 @@ def _or_reason(function: Any, *arguments: Any) -> tuple[Any, str | None]:
         return function(*arguments), None
     except NemfError as problem:
         return None, str(problem)
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

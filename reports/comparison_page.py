@@ -14,16 +14,10 @@ import numpy as np
 
 from nemf.files import write_whole
 from nemf.pairs import FLAGS
+from reports.wording import FLAG_LEVELS, SAYS_NOTHING, code_text, dataset_title, is_part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_EXTENTS = {  # what the values of SPair's flags mean
-    "viewpoint": ("easy", "medium", "hard"),
-    "scale": ("easy", "medium", "hard"),
-    "truncation": ("none", "source", "target", "both"),
-    "occlusion": ("none", "source", "target", "both"),
-}
 
 
 def headline(comparison: dict[str, Any], alpha: float) -> dict[str, Any]:
@@ -69,14 +63,13 @@ def conclusion(content: dict[str, Any], comparison: dict[str, Any]) -> str:
 
 def _where(content: dict[str, Any]) -> str:
     data, rule = content["dataset"], content["protocol"]["id"]
-    title = f"{data['title']} {data['split']}"
-    if data["synthetic"]:
-        title = f"SYNTHETIC stand-ins (rendered objects) for {title}"
     pairs = f"{data['n_pairs']:,} pairs of {data['n_images']:,} images"
-    if data["official_pairs"] not in (None, data["n_pairs"]):
+    if is_part(data):
         pairs = f"{data['n_pairs']:,} of its {data['official_pairs']:,} pairs, "
         pairs += f"{data['n_images']:,} images"
-    return f"{title} ({pairs}, {rule}, PCK@{content['alpha']:.2f} per {content['by']})"
+    return (
+        f"{dataset_title(data)} ({pairs}, {rule}, PCK@{content['alpha']:.2f} per {content['by']})"
+    )
 
 
 def _class_clause(content: dict[str, Any], comparison: dict[str, Any]) -> str:
@@ -126,7 +119,7 @@ def markdown(content: dict[str, Any]) -> str:
     letters = {run["label"]: run["letter"] for run in content["runs"]}
     title = f"{data['title']} {data['split']}"
     if data["synthetic"]:
-        title += " — SYNTHETIC stand-ins (rendered objects): says nothing about photographs"
+        title += SAYS_NOTHING
     lines = [f"# {' against '.join(letters)} on {title}", ""]
     lines += [f"{content['protocol']['description']}.", "", *_run_table(content), ""]
     for comparison in content["comparisons"]:
@@ -248,7 +241,7 @@ def _notes(content: dict[str, Any]) -> list[str]:
     for run in content["runs"]:
         notes.append(f"{run['letter']} = {run['label']}: {_origin_text(run)}.")
     if content["compared_by"]:
-        notes.append(f"Compared by {_code_text(content['compared_by'])}.")
+        notes.append(f"Compared by {code_text(content['compared_by'])}.")
     return notes
 
 
@@ -297,19 +290,13 @@ def _origin_text(run: dict[str, Any]) -> str:
     elif matcher.get("weights_sha256"):
         parts.append(f"weights {matcher['weights_sha256'][:12]}")
     if run["code"]:
-        parts.append(_code_text(run["code"]))
+        parts.append(code_text(run["code"]))
     return ", ".join(parts)
-
-
-def _code_text(code: dict[str, Any]) -> str:
-    if not code.get("commit"):
-        return "code outside a git checkout"
-    return f"commit {code['commit'][:12]}" + (" with uncommitted changes" if code["dirty"] else "")
 
 
 def _group_text(cell: dict[str, Any]) -> str:
     if cell["group"] in FLAGS:
-        return f"{cell['group']} {cell['value']} ({_EXTENTS[cell['group']][int(cell['value'])]})"
+        return f"{cell['group']} {cell['value']} ({FLAG_LEVELS[cell['group']][int(cell['value'])]})"
     return "all pairs" if cell["group"] == "all" else cell["value"]
 
 

@@ -15,6 +15,7 @@ from nemf.scoring import Protocol
 from reports.comparison import Run, read_runs
 from reports.figure_files import CannotDraw
 from reports.records import LEVEL, PairScores, current_predictions
+from reports.wording import dataset_title, is_part
 
 
 def find_sources(
@@ -138,16 +139,10 @@ def subject(content: dict[str, Any]) -> str:
     )
 
 
-def dataset_title(data: dict[str, Any]) -> str:
-    """Title and split; synthetic stand-ins are called so."""
-    title = f"{data['title']} {data['split']}"
-    return f"SYNTHETIC stand-ins (rendered objects) for {title}" if data["synthetic"] else title
-
-
 def _pairs(data: dict[str, Any]) -> str:
-    if data["official_pairs"] in (None, data["n_pairs"]):
-        return f"{data['n_pairs']:,} pairs"
-    return f"{data['n_pairs']:,} of its {data['official_pairs']:,} pairs"
+    if is_part(data):
+        return f"{data['n_pairs']:,} of its {data['official_pairs']:,} pairs"
+    return f"{data['n_pairs']:,} pairs"
 
 
 def annotated_flags(scores: PairScores) -> list[str]:

@@ -36,6 +36,7 @@ from nemf.predictions import FILE_NAME, Predictions
 from nemf.scoring import PROTOCOLS, correct
 from reports.records import keypoint_errors
 from reports.tables import Table
+from reports.wording import code_text, is_part
 
 log = logging.getLogger(__name__)
 
@@ -422,8 +423,7 @@ def _scores(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dataset_title(meta: dict[str, Any]) -> str:
-    official = meta["official_pairs"]
-    of = f" of {official}" if official not in (None, meta["n_pairs"]) else ""
+    of = f" of {meta['official_pairs']}" if is_part(meta) else ""
     synthetic = "synthetic " if meta["synthetic"] else ""
     return f"{synthetic}{meta['title']} {meta['split']} ({meta['n_pairs']}{of} pairs)"
 
@@ -493,8 +493,8 @@ def _cell_facts(cell: _Cell) -> dict[str, str]:
         "Protocols": ", ".join(sorted(cell.records)),
         "Prediction file SHA-256": next(iter(records))["predictions_sha256"],
         "Prediction key": meta["key"],
-        "Predicted by": "elsewhere" if matcher.get("external") else _commit(meta["code"]),
-        "Scored by": ", ".join(dict.fromkeys(_commit(r["scored_by"]) for r in records)),
+        "Predicted by": "elsewhere" if matcher.get("external") else code_text(meta["code"], None),
+        "Scored by": ", ".join(dict.fromkeys(code_text(r["scored_by"], None) for r in records)),
     }
     if matcher.get("external"):
         shown["File made elsewhere, SHA-256"] = matcher["file_sha256"]
@@ -508,9 +508,3 @@ def _cell_facts(cell: _Cell) -> dict[str, str]:
     if matcher.get("config"):
         shown["Configuration"] = json.dumps(matcher["config"], sort_keys=True, default=str)
     return shown
-
-
-def _commit(code: dict[str, Any] | None) -> str:
-    if not code or not code.get("commit"):
-        return "code outside a git checkout"
-    return f"commit {code['commit']}" + (" with uncommitted changes" if code.get("dirty") else "")

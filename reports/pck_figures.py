@@ -26,17 +26,12 @@ from reports.figure_files import (
 from reports.figure_sources import annotated_flags, basis, subject
 from reports.records import LEVEL, PairScores, alpha_name, metrics, score_pairs
 from reports.statistics import dyadic_mean
+from reports.wording import FLAG_LEVELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LEVELS = {  # what the values of SPair's flags mean
-    "viewpoint": ("easy", "medium", "hard"),
-    "scale": ("easy", "medium", "hard"),
-    "truncation": ("none", "source", "target", "both"),
-    "occlusion": ("none", "source", "target", "both"),
-}
 _NUMBERS = ("pck", "low", "high", "n_pairs", "n_keypoints", "n_images")
 
 
@@ -206,7 +201,7 @@ def draw_difficulty(content: dict[str, Any], base: Path) -> list[Path]:
 def _draw_flag(
     axes: Axes, flag: str, entries: Sequence[dict[str, Any]], labels: Sequence[str]
 ) -> None:
-    colours, names = palette(), _LEVELS[flag]
+    colours, names = palette(), FLAG_LEVELS[flag]
     values = sorted({int(e["value"]) for e in entries})
     counts = {int(e["value"]): e["n_pairs"] for e in entries}
     for k, label in enumerate(labels):

@@ -181,7 +181,7 @@ def metrics(scores: PairScores, level: float = LEVEL) -> list[dict[str, Any]]:
                         "averaging": averaging,
                         "alpha": alpha,
                         "pck": estimate.mean,
-                        **{k: _or_none(getattr(estimate, k)) for k in ("low", "high", "se")},
+                        **{k: or_none(getattr(estimate, k)) for k in ("low", "high", "se")},
                         "n_pairs": int(rows.sum()),
                         "n_keypoints": int(n[rows].sum()),
                         "n_images": estimate.n_images,
@@ -263,7 +263,7 @@ def alpha_name(alpha: float) -> str:
     return f"pck-{alpha:.{decimals}f}"
 
 
-def _or_none(value: float) -> float | None:
+def or_none(value: float) -> float | None:
     """JSON has no NaN: an interval that does not exist is null."""
     return None if np.isnan(value) else float(value)
 

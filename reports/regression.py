@@ -30,7 +30,7 @@ from scipy import stats
 from nemf.errors import NemfError
 from nemf.predictions import Predictions
 from nemf.scoring import check_alphas
-from reports.records import alpha_name
+from reports.records import alpha_name, or_none
 from reports.statistics import holm, paired_difference
 
 FORMAT = 1
@@ -377,9 +377,9 @@ def _accuracy_tests(
                 "base": float(before.mean()),
                 "head": float(after.mean()),
                 "difference": test.mean,
-                "low": _or_none(test.low),
-                "high": _or_none(test.high),
-                "p": _or_none(p),
+                "low": or_none(test.low),
+                "high": or_none(test.high),
+                "p": or_none(p),
                 "worse_pairs": test.losses,
                 "better_pairs": test.wins,
                 "n_pairs": test.n_pairs,
@@ -500,7 +500,7 @@ def judge(
         members = [test for test in tests if test["group"] == family]
         p = [math.nan if test["p"] is None else test["p"] for test in members]
         for test, adjusted in zip(members, holm(p), strict=True):
-            test["p_holm"] = _or_none(adjusted)
+            test["p_holm"] = or_none(adjusted)
             test["verdict"] = _verdict_of(test, policy.accuracy)
     for item, verdict in zip(observed, verdicts, strict=True):
         _conclude(item, verdict)
@@ -667,7 +667,3 @@ def _percent(value: float | None) -> str:
 
 def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)

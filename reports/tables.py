@@ -22,6 +22,7 @@ from reports.published_figures import PublishedMethod, PublishedTable
 from reports.ranking import CLASS_MEAN, Contender, ScoresOf, class_mean, places, rank_columns
 from reports.records import PairScores
 from reports.table_files import Column, Table, value_key
+from reports.wording import SAYS_NOTHING, code_text, is_part
 
 KINDS = ("datasets", "classes")
 _BASES = {"bbox": "bbox", "image": "img"} | dict.fromkeys(
@@ -440,7 +441,7 @@ def _rankable(cells: Sequence[_Cell]) -> list[list[Contender]]:
     """The cells that may be compared, by column and protocol."""
     columns: dict[tuple[Any, ...], list[Contender]] = {}
     for cell in cells:
-        if not _outside(cell.meta) and not _is_part(cell.meta):
+        if not _outside(cell.meta) and not is_part(cell.meta):
             column = columns.setdefault((*cell.column, cell.row["protocol"]), [])
             column.append(Contender(cell.entry, cell.record, cell.group, cell.entry["alpha"]))
     return list(columns.values())
@@ -454,10 +455,6 @@ def _outside(meta: dict[str, Any]) -> bool:
         or matcher.get("random_weights")
         or matcher.get("card", {}).get("oracle_class")
     )
-
-
-def _is_part(meta: dict[str, Any]) -> bool:
-    return meta["official_pairs"] not in (None, meta["n_pairs"])
 
 
 def _compare_with_published(cell: _Cell, published: PublishedTable | None) -> None:
@@ -560,7 +557,7 @@ def _title(spec: TableSpec, records: Sequence[dict[str, Any]], synthetic: bool) 
     if spec.kind == "classes":
         title += f", alpha {spec.alphas[0]:g}{_measured_part(records[0]['predictions'])}"
     if synthetic:
-        title += " — SYNTHETIC stand-ins (rendered objects): says nothing about photographs"
+        title += SAYS_NOTHING
     return title
 
 
@@ -576,7 +573,7 @@ def _heading(dataset: str, records: Sequence[dict[str, Any]], synthetic: bool) -
 
 
 def _measured_part(meta: dict[str, Any]) -> str:
-    if not _is_part(meta):
+    if not is_part(meta):
         return ""
     return f", measured on {meta['n_pairs']} of {meta['official_pairs']} pairs"
 
@@ -646,7 +643,7 @@ def _rank_notes(
     parts = {
         f"{meta['title']} ({meta['n_pairs']} of {meta['official_pairs']} pairs)": None
         for meta in (record["predictions"] for record in records)
-        if _is_part(meta)
+        if is_part(meta)
     }
     reasons = []
     if outside:
@@ -735,16 +732,10 @@ def _provenance_notes(
     }
     notes += sorted(external)
     predicted = {
-        _code(r["predictions"].get("code"))
+        code_text(r["predictions"].get("code"))
         for r in records
         if not r["predictions"]["matcher"].get("external")
     }
-    by = {"predictions by": predicted, "scores by": {_code(r["scored_by"]) for r in records}}
+    by = {"predictions by": predicted, "scores by": {code_text(r["scored_by"]) for r in records}}
     code = "; ".join(f"{what} {', '.join(sorted(of))}" for what, of in by.items() if of)
     return [*notes, f"Code: {code}."]
-
-
-def _code(code: dict[str, Any] | None) -> str:
-    if not code or not code.get("commit"):
-        return "code outside a git checkout"
-    return f"commit {code['commit'][:12]}" + (" with uncommitted changes" if code["dirty"] else "")

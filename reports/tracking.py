@@ -28,6 +28,7 @@ from reports.mlflow_store import Run, Store, open_store
 from reports.records import alpha_name, current_predictions, read_record
 from reports.score_figures import draw_scores
 from reports.table_files import Table
+from reports.wording import is_part
 
 LAST_PUBLISHED = "nemf.last_published"  # tag of tables: UTC, ISO 8601
 _NOTE_LIMIT = 8000  # characters that MLflow keeps of a tag
@@ -230,8 +231,7 @@ def _dataset_input(
 def _cell_note(meta: dict[str, Any], scores: dict[str, dict[str, Any]], store: Store) -> str:
     """The run's description: main numbers, then where they come from."""
     matcher, facts = meta["matcher"], meta.get("facts", {})
-    official = meta["official_pairs"]
-    part = f" of {official}" if official not in (None, meta["n_pairs"]) else ""
+    part = f" of {meta['official_pairs']}" if is_part(meta) else ""
     kind = "real images"
     if meta["synthetic"]:
         kind = "**SYNTHETIC stand-in, says nothing about real images**"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from nemf.datasets import dataset_class
 from nemf.errors import NemfError
 from reports.figure_files import PAGE_IN, CannotDraw, write_figure
-from reports.figure_sources import dataset_title
 from reports.figures import plot_curves
+from reports.wording import dataset_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
