@@ -369,7 +369,7 @@ def _adopt(
     ``chosen`` protocols cannot score is refused before anything is written."""
     from experiments.jobs import open_dataset
     from experiments.store import Cell, slot_folder
-    from nemf.predictions import read_external
+    from nemf.predictions import dataset_folder, read_external
     from reports.records import keypoint_errors
 
     label = name or file.stem
@@ -377,10 +377,9 @@ def _adopt(
     predictions = read_external(file, opened, chosen[0].plan, label)
     for protocol in chosen:
         keypoint_errors(predictions, protocol)
-    part = f"{opened.name}-{opened.split}" + ("-synthetic" if opened.synthetic else "")
+    meta = predictions.meta
     cell = Cell(
-        slot_folder(out, f"external-{label}", part, predictions.meta["plan"]),
-        predictions.meta["key"],
+        slot_folder(out, f"external-{label}", dataset_folder(meta), meta["plan"]), meta["key"]
     )
     predictions.write(cell.file)
     cell.make_current()

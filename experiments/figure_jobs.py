@@ -16,6 +16,7 @@ from experiments.store import slug
 from nemf.datasets import CATALOGUE, dataset_class
 from nemf.datasets.index import PairDataset
 from nemf.errors import NemfError, WeightsNotFound
+from nemf.predictions import dataset_folder, dataset_meta
 from nemf.scoring import Protocol
 from reports.comparison import Run
 from reports.figure_files import CannotDraw
@@ -155,6 +156,7 @@ def _search(name: str, request: FigureRequest) -> Iterator[tuple[str, list[Path]
     from reports.field_pictures import draw_search, full_colour_px
 
     dataset, numbers = _pairs(request)
+    folder = dataset_folder(dataset_meta(dataset, request.protocol.plan))
     label, matcher = next(_built(request, dataset, ("nemf",)))
     for number in numbers:
         pair = EncodedPair(matcher, dataset, dataset[number].oriented(_plan(request, dataset)))
@@ -182,7 +184,7 @@ def _search(name: str, request: FigureRequest) -> Iterator[tuple[str, list[Path]
         content["full_colour_px"] = full
         content |= _pair_facts(pair, request) | {"matchers": [_matcher_facts(label, matcher)]}
         images = pair.query.pixels, pair.reference.pixels
-        base = request.base(_folder(dataset), f"{name}_{pair.oriented.pair.id}")
+        base = request.base(folder, f"{name}_{pair.oriented.pair.id}")
         yield (
             f"{name} {pair.oriented.pair.id}",
             draw_search(content, [state for state, _ in found], *images, base),
@@ -194,6 +196,7 @@ def _field(name: str, request: FigureRequest) -> Iterator[tuple[str, list[Path] 
     from reports.field_pictures import draw_keypoint_fields
 
     dataset, numbers = _pairs(request)
+    folder = dataset_folder(dataset_meta(dataset, request.protocol.plan))
     matchers = list(_built(request, dataset, ("nemf", "cats")))
     for number in numbers:
         oriented = dataset[number].oriented(_plan(request, dataset))
@@ -229,7 +232,7 @@ def _field(name: str, request: FigureRequest) -> Iterator[tuple[str, list[Path] 
             "matchers": [_matcher_facts(label, matcher) for label, matcher in matchers],
         }
         images = pair.query.pixels, pair.reference.pixels
-        base = request.base(_folder(dataset), f"{name}_{oriented.pair.id}_{request.keypoint}")
+        base = request.base(folder, f"{name}_{oriented.pair.id}_{request.keypoint}")
         yield (
             f"{name} {oriented.pair.id}",
             draw_keypoint_fields(content, fields, *images, base),
@@ -303,10 +306,6 @@ def _built(
 
 def _plan(request: FigureRequest, dataset: PairDataset) -> Any:
     return request.protocol.plan.for_layout(dataset.layout)
-
-
-def _folder(dataset: PairDataset) -> str:
-    return f"{dataset.name}-{dataset.split}" + ("-synthetic" if dataset.synthetic else "")
 
 
 def _score_text(entry: dict[str, Any]) -> str:

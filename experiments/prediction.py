@@ -26,7 +26,7 @@ from nemf.datasets.index import PairDataset
 from nemf.errors import NemfError
 from nemf.matcher import Features, Matcher, Role
 from nemf.pairs import Image, OrientedPair, Pair, Plan
-from nemf.predictions import dataset_meta, prediction_table
+from nemf.predictions import dataset_folder, dataset_meta, prediction_table
 from nemf.registry import matcher_class
 
 log = logging.getLogger(__name__)
@@ -143,8 +143,7 @@ class PredictLoop(BaseLoop):
         plan = self.plan.for_layout(dataset.layout)
         facts = self._facts(matcher, dataset, plan)
         key = cell_key(facts)
-        part = f"{dataset.name}-{dataset.split}" + ("-synthetic" if dataset.synthetic else "")
-        slot = slot_folder(self.out, self.label, part, str(plan))
+        slot = slot_folder(self.out, self.label, dataset_folder(facts), str(plan))
         cell = Cell(slot, key)
         if not cell.complete:
             with cell.claim():

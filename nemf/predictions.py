@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -209,6 +209,11 @@ def dataset_meta(dataset: PairDataset, plan: Plan) -> dict[str, Any]:
         "official_pairs": dataset.official_pairs,
         "plan": str(plan.for_layout(dataset.layout)),
     }
+
+
+def dataset_folder(meta: Mapping[str, Any]) -> str:
+    """The folder of a dataset's predictions, from a file's metadata: ``spair-test-synthetic``."""
+    return f"{meta['dataset']}-{meta['split']}" + ("-synthetic" if meta["synthetic"] else "")
 
 
 # -- predictions made elsewhere -----------------------------------------------------------------

@@ -24,7 +24,7 @@ from nemf.datasets.index import PairDataset
 from nemf.errors import NemfError
 from nemf.files import write_text
 from nemf.pairs import FLAGS
-from nemf.predictions import Predictions
+from nemf.predictions import Predictions, dataset_folder
 from nemf.scoring import Averaging, Protocol, check_alphas
 from reports.comparison_page import conclusion, draw_curves, headline, markdown
 from reports.confusions import keypoint_names, left_right, nearer_to_another
@@ -135,8 +135,8 @@ def _candidates(
             f"{name!r} is neither a prediction file nor predicted in {out} (there is {known}): "
             "run `nemf predict` first"
         )
-    there = {_part(m) for _, m in hits}
-    hits = [(f, m) for f, m in hits if dataset in (None, m["dataset"], _part(m))]
+    there = {dataset_folder(m) for _, m in hits}
+    hits = [(f, m) for f, m in hits if dataset in (None, m["dataset"], dataset_folder(m))]
     if not hits:
         raise NemfError(f"{name!r} is not predicted on {dataset} but on {', '.join(sorted(there))}")
     plans = {m["plan"] for _, m in hits}
@@ -148,13 +148,8 @@ def _candidates(
         )
     cells: dict[str, dict[str, Path]] = {}
     for file, meta in hits:
-        cells.setdefault(_part(meta), {})[meta["matcher"]["label"]] = file
+        cells.setdefault(dataset_folder(meta), {})[meta["matcher"]["label"]] = file
     return cells
-
-
-def _part(meta: dict[str, Any]) -> str:
-    """The dataset as the folders of predictions name it."""
-    return f"{meta['dataset']}-{meta['split']}" + ("-synthetic" if meta["synthetic"] else "")
 
 
 def _label(meta: dict[str, Any]) -> str:
@@ -516,7 +511,7 @@ def _per_pair(bench: _Bench, a: _Scored, b: _Scored) -> pd.DataFrame:
 
 def _dataset_facts(meta: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
     return {
-        "folder": _part(meta),
+        "folder": dataset_folder(meta),
         **{key: meta[key] for key in ("dataset", "title", "split", "synthetic", "fingerprint")},
         "n_pairs": len(frame),
         "official_pairs": meta["official_pairs"],
