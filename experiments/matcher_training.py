@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from nemf.backbones import normalise
 from nemf.errors import NemfError
 from nemf.matcher import build_matcher
 from nemf.predictions import Predictions, dataset_meta, prediction_table
-from nemf.scoring import get_protocol
+from nemf.scoring import Protocol, get_protocol
 from nemf.supervision import PairBatch, collate_pairs
-from reports.records import alpha_name, score_pairs
+from reports.records import PairScores, alpha_name, score_pairs
 
 FUNCTIONS.register_module(module=collate_pairs)
 
@@ -69,7 +69,7 @@ class TrainingPairs(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         turn, place = divmod(self.epoch * self.pairs_per_epoch + index, len(self.pairs))
-        number = int(np.random.default_rng((self.seed, turn)).permutation(len(self.pairs))[place])
+        number = int(_order(self.seed, turn, len(self.pairs))[place])
         pair = self.pairs[number]
         rng = np.random.default_rng((self.seed, turn, number))
         drawn_seed = int(rng.integers(2**63))
@@ -89,6 +89,12 @@ class TrainingPairs(Dataset):
             frames.append(normalise(frame)[0])
             points.append(torch.from_numpy(moved))
         return (*frames, *points, drawn_seed)
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, turn: int, count: int) -> np.ndarray:
+    """The random order of all pairs in one pass; an epoch touches one or two."""
+    return np.random.default_rng((seed, turn)).permutation(count)
 
 
 @MODELS.register_module()
@@ -196,23 +202,35 @@ class ValidatePCK(BaseLoop):
         self.runner.call_hook("after_val")
         return metrics
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """The metrics of the model as it is."""
-        dataset, batch = self.dataloader.dataset, self.dataloader.batch_size
-        matcher = self.runner.model.matcher
-        plan = self.protocol.plan.for_layout(dataset.layout)
-        count = min(self.pairs or len(dataset), len(dataset))
-        chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
-        oriented = [dataset[int(i)].oriented(plan) for i in chosen]
-        cache = FeatureCache(matcher, dataset, self.budget_bytes)
-        answers = predict_pairs(matcher, cache, oriented, batch)
-        rows = [
-            (int(i), pair, *answer)
-            for i, pair, answer in zip(chosen, oriented, answers, strict=True)
-        ]
-        predictions = Predictions(prediction_table(rows), dataset_meta(dataset, plan))
-        scores = score_pairs(predictions, self.protocol, list(self.alphas))
+        loader = self.dataloader
+        cache = FeatureCache(self.runner.model.matcher, loader.dataset, self.budget_bytes)
+        scores = score_spread_pairs(
+            cache, self.protocol, self.alphas, self.pairs, loader.batch_size
+        )
         names = [alpha_name(alpha) for alpha in scores.alphas]
         shares = scores.frame[names].div(scores.frame["n"], axis=0)
         return {name: float(value) for name, value in shares.mean().items()}
+
+
+@torch.no_grad()
+def score_spread_pairs(
+    cache: FeatureCache,
+    protocol: Protocol,
+    alphas: Sequence[float],
+    pairs: int | None,
+    batch: int,
+) -> PairScores:
+    """The cache's matcher scored on ``pairs`` pairs spread evenly over its dataset (None: all)."""
+    dataset = cache.dataset
+    plan = protocol.plan.for_layout(dataset.layout)
+    count = min(pairs or len(dataset), len(dataset))
+    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+    oriented = [dataset[int(i)].oriented(plan) for i in chosen]
+    answers = predict_pairs(cache.matcher, cache, oriented, batch)
+    rows = [
+        (int(i), pair, *answer) for i, pair, answer in zip(chosen, oriented, answers, strict=True)
+    ]
+    predictions = Predictions(prediction_table(rows), dataset_meta(dataset, plan))
+    return score_pairs(predictions, protocol, alphas)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from tqdm import tqdm
+from torch import nn
 
 import experiments.classification
-import experiments.matcher_training  # noqa: F401  (registers dataset, model, loop, optim wrapper)
+import experiments.training_hooks  # noqa: F401  (all three register what configs name)
 from experiments.configurations import trained_file, training_config
 from experiments.matcher_training import computes_in_bfloat16
 from experiments.provenance import code_fingerprint, code_state, library_versions
 from nemf.errors import NemfError
 from nemf.files import claimed, write_text, write_whole
 from nemf.matcher import build_matcher
-from reports.figures import draw_curves
+from reports.training_figure import draw_curves
 
 log = logging.getLogger(__name__)
 
@@ -43,46 +40,6 @@ _OWN_CHECKPOINTS = [
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")),
 ]
 _NOT_IN_KEY = ("train_cfg", "work_dir", "resume", "default_hooks", "experiment_name", "label")
-
-
-@HOOKS.register_module()
-class TellEpoch(Hook):
-    """Tells the training dataset the epoch: a resumed run draws what an unbroken one would."""
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        runner.train_dataloader.dataset.epoch = runner.epoch
-
-
-@HOOKS.register_module()
-class RecordCurve(Hook):
-    """Keeps the training's curve in ``curve.json`` of the work folder: per epoch its number, every
-    loss as a mean over the epoch, the learning rate, and the validation's metrics."""
-
-    priority = "LOW"  # after the runtime information is complete
-
-    def before_train(self, runner: Runner) -> None:
-        self.file = Path(runner.work_dir) / "curve.json"
-        known = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
-        self.curve = [entry for entry in known if entry["epoch"] <= runner.epoch]
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        scalars = runner.message_hub.log_scalars
-        losses = {
-            name.removeprefix("train/"): float(history.mean(len(runner.train_dataloader)))
-            for name, history in scalars.items()
-            if name.startswith("train/loss")
-        }
-        lr = float(scalars["train/lr"].current())
-        self.curve.append({"epoch": runner.epoch + 1, **losses, "lr": lr})
-        self._write()
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        if metrics and getattr(self, "curve", None):
-            self.curve[-1].update(metrics)
-            self._write()
-
-    def _write(self) -> None:
-        write_text(self.file, json.dumps(self.curve, indent=1) + "\n")
 
 
 def train(name: str, out: Path, options: dict[str, Any], data: Path | None = None) -> Path:
@@ -116,10 +73,8 @@ def train(name: str, out: Path, options: dict[str, Any], data: Path | None = Non
         with torch.serialization.safe_globals(_OWN_CHECKPOINTS):
             runner = Runner.from_cfg(config)
             runner.train()
-            state, best = _result(runner, config)
-            part = runner.model.get_submodule(config.export)
-            part.load_state_dict(state)
-        save_state(state, file)
+            part, best = _trained_part(runner, config.export)
+        save_state(part.state_dict(), file)
         story = facts | {
             "name": name,
             "epochs": epochs,
@@ -136,44 +91,6 @@ def train(name: str, out: Path, options: dict[str, Any], data: Path | None = Non
             draw_curves({"": story["curve"]}, file.with_suffix(".png"))
         write_text(file.with_suffix(".json"), json.dumps(story, indent=1, default=str) + "\n")
     return file
-
-
-@HOOKS.register_module()
-class ShowProgress(Hook):
-    """A bar over the training's iterations on standard error, with the loss and the time left, and
-    a line per validation."""
-
-    priority = "VERY_LOW"
-
-    def before_train(self, runner: Runner) -> None:
-        name = Path(runner.work_dir).parent.name
-        done = runner.epoch * len(runner.train_dataloader)
-        # A bar has no place in a log; lines have.
-        self.bar = tqdm(
-            total=runner.max_iters, initial=done, desc=f"training {name}", unit="step",
-            mininterval=1, disable=not sys.stderr.isatty(),
-        )  # fmt: skip
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
-        self.bar.update()
-        self.bar.set_postfix(loss=f"{float(outputs['loss']):.2f}", refresh=False)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        told = ", ".join(f"{name} {value:.3f}" for name, value in (metrics or {}).items())
-        where = f"{Path(runner.work_dir).parent.name}: epoch {runner.epoch} of {runner.max_epochs}"
-        tqdm.write(f"{where}: {told}", file=sys.stderr)
-
-    def after_train(self, runner: Runner) -> None:
-        self.bar.close()
-
-
-def training_curve(folder: Path) -> list[dict[str, float]]:
-    """The curve of the training that ended in ``folder`` (``<out>/training/<name>``): per epoch its
-    number, losses, learning rate and validation metrics."""
-    (story,) = (file for file in folder.glob("*.json"))
-    return json.loads(story.read_text(encoding="utf-8"))["curve"]
 
 
 def _locate(config: Config, data: Path | None) -> None:
@@ -251,22 +168,22 @@ def _finished(file: Path, key: str, epochs: int) -> bool:
     return same and hashlib.sha256(file.read_bytes()).hexdigest() == told.get("sha256")
 
 
-def _result(runner: Runner, config: Config) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The state dict of the part to export, and which validation chose it."""
-    prefix = f"{config.export}."
-    state, chosen = runner.model.state_dict(), {}
+def _trained_part(runner: Runner, export: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The part of the model to export, with the weights of the best validation if there was one,
+    and which validation that is. NemfError if there is no such part."""
+    chosen = {}
     best = runner.message_hub.runtime_info.get("best_ckpt")
     if best is not None:
         content = torch.load(best, map_location="cpu", weights_only=True)
-        state = content["state_dict"]
+        runner.model.load_state_dict(content["state_dict"])
         chosen = {
             "epoch": content["meta"]["epoch"],
             "score": runner.message_hub.get_info("best_score"),
         }
-    part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    if not part:
-        raise NemfError(f"export={config.export!r} is no part of the model")
-    return part, chosen
+    try:
+        return runner.model.get_submodule(export), chosen
+    except AttributeError:
+        raise NemfError(f"export={export!r} is no part of the model") from None
 
 
 def save_state(state: dict[str, torch.Tensor], file: Path) -> None:

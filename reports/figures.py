@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,10 @@ from nemf.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
 
 _WIDEST_IN = 16  # both images side by side
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print by the numbers.
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
 def draw_matches(
@@ -59,7 +58,7 @@ def draw_matches(
         figure.add_artist(artist)
 
     for k, (p, q) in enumerate(zip(xy, uv, strict=True)):
-        colour = _COLOURS[k % len(_COLOURS)]
+        colour = COLOURS[k % len(COLOURS)]
         for axes, point in ((left, p), (right, q)):
             if np.isnan(point).any():
                 continue
@@ -84,53 +83,3 @@ def draw_matches(
     if unanswered:
         figure.supxlabel(f"no answer for {', '.join(unanswered)}", fontsize=9)
     write_whole(file, lambda temporary: figure.savefig(temporary, format="png"))
-
-
-def draw_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], file: Path) -> None:
-    """Training curves by label as PNG, see :func:`plot_curves`. NemfError if the file cannot be
-    written."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    plot_curves(*figure.subplots(1, 2), curves)
-    write_whole(file, lambda temporary: figure.savefig(temporary, format="png"))
-
-
-def plot_curves(
-    left: Axes, right: Axes, curves: Mapping[str, Sequence[Mapping[str, float]]]
-) -> None:
-    """Training curves by label: losses (left) and validation PCK in % (right) over epochs.
-
-    Each curve is a list of entries with ``epoch``, ``loss`` and the parts ``loss_*``, and, where a
-    validation took place, ``pck-<alpha>`` fractions.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    styles = ("-", "--", ":", "-.")
-    for number, (label, entries) in enumerate(curves.items()):
-        colour = _COLOURS[(4, 5, 2, 6, 0, 1, 3)[number % len(_COLOURS)]]
-        for axes, prefix, scale in ((left, "loss", 1), (right, "pck-", 100)):
-            names = sorted({name for entry in entries for name in entry if name.startswith(prefix)})
-            if prefix == "loss" and len(names) == 2:
-                names.remove("loss")  # a single part is the whole
-            if prefix == "pck-":
-                names.reverse()
-            for name, style in zip(names, styles * len(names), strict=False):
-                points = [
-                    (entry["epoch"], scale * entry[name]) for entry in entries if name in entry
-                ]
-                axes.plot(
-                    *zip(*points, strict=True), style, color=colour, marker=".",
-                    label=f"{label} {name}".strip(),
-                )  # fmt: skip
-    left.set_title("training loss")
-    right.set_title("validation PCK (%)")
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(frameon=False)

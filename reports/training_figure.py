@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemf.datasets import dataset_class
 from nemf.errors import NemfError
+from nemf.files import write_whole
 from reports.figure_files import PAGE_IN, CannotDraw, write_figure
-from reports.figures import plot_curves
+from reports.figures import COLOURS
 from reports.wording import dataset_title
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -79,6 +82,52 @@ def draw_training(content: dict[str, Any], base: Path) -> list[Path]:
     """Losses on the left, validation PCK on the right. NemfError if a file cannot be written."""
 
     def draw(figure: Figure) -> None:
-        plot_curves(*figure.subplots(1, 2), {"": content["curve"]})
+        _plot(*figure.subplots(1, 2), {"": content["curve"]})
 
     return write_figure(base, content, (PAGE_IN, 2.4), draw)
+
+
+def draw_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], file: Path) -> None:
+    """Training curves by label as PNG: losses (left) and validation PCK in % (right) over epochs.
+
+    Each curve is a list of entries with ``epoch``, ``loss`` and the parts ``loss_*``, and, where a
+    validation took place, ``pck-<alpha>`` fractions. NemfError if the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    _plot(*figure.subplots(1, 2), curves)
+    write_whole(file, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def _plot(left: Axes, right: Axes, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    styles = ("-", "--", ":", "-.")
+    for number, (label, entries) in enumerate(curves.items()):
+        colour = COLOURS[(4, 5, 2, 6, 0, 1, 3)[number % len(COLOURS)]]
+        for axes, prefix, scale in ((left, "loss", 1), (right, "pck-", 100)):
+            names = sorted({name for entry in entries for name in entry if name.startswith(prefix)})
+            if prefix == "loss" and len(names) == 2:
+                names.remove("loss")  # a single part is the whole
+            if prefix == "pck-":
+                names.reverse()
+            for name, style in zip(names, styles * len(names), strict=False):
+                points = [
+                    (entry["epoch"], scale * entry[name]) for entry in entries if name in entry
+                ]
+                axes.plot(
+                    *zip(*points, strict=True), style, color=colour, marker=".",
+                    label=f"{label} {name}".strip(),
+                )  # fmt: skip
+    left.set_title("training loss")
+    right.set_title("validation PCK (%)")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)

@@ -16,7 +16,8 @@ from matplotlib.text import Annotation, Text
 from PIL import Image as PILImage
 
 from nemf.errors import NemfError
-from reports.figures import draw_curves, draw_matches
+from reports.figures import draw_matches
+from reports.training_figure import draw_curves
 
 NAN = float("nan")
 RED, BLUE = (200, 30, 30), (30, 30, 200)
