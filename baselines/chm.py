@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemf.aggregation import mutual_filter
-from nemf.backbones import ResNet, check_finite, normalise, tap_table, trunk_of
+from nemf.aggregation import at_least_float32, mutual_filter
+from nemf.backbones import ResNet, check_finite, last_of_stage, normalise, tap_table, trunk_of
 from nemf.cards import MatcherCard
 from nemf.checkpoints import check_sources, fitting_state, read_state
 from nemf.convolution import convolve
@@ -203,7 +203,7 @@ class CHM(Matcher):
         if input_size < 32:
             raise NemfError(f"input_size must be at least 32 px, not {input_size}")
         table = tap_table(backbone)
-        self.last_id = max(k for k, tap in enumerate(table) if tap.stage == 3)
+        self.last_id = last_of_stage(backbone, 3)
         self.input_size = input_size
         self.cells = -(-input_size // table[self.last_id].jump_px)
         state = {}
@@ -260,7 +260,7 @@ class CHM(Matcher):
         for scale, conv in zip(SCALES, self.learner.conv2ds, strict=True):
             side = max(round(self.cells * math.sqrt(scale)), 1)
             features = conv(_resized(tap.relu(), side))
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            features = at_least_float32(features)
             found.append(_resized(F.normalize(features, dim=1), self.cells).flatten(2))
         return torch.stack(found, 1)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemf.aggregation import correlate, mutual_filter, unit
-from nemf.backbones import ResNet, check_finite, normalise, tap_table, trunk_of
+from nemf.backbones import ResNet, check_finite, last_of_stage, normalise, trunk_of
 from nemf.cards import MatcherCard
 from nemf.checkpoints import check_sources, fitting_state, read_state
 from nemf.convolution import convolve
@@ -131,7 +131,7 @@ class NCNet(Matcher):
             raise NemfError(f"input_size must be at least 32 px, not {input_size}")
         self.input_size = input_size
         self.official = official
-        self.last_id = max(k for k, tap in enumerate(tap_table(backbone)) if tap.stage == 3)
+        self.last_id = last_of_stage(backbone, 3)
         given = {"kernel_sizes": kernel_sizes, "channels": channels}
         given = {name: tuple(value) for name, value in given.items() if value is not None}
         if weights is not None:

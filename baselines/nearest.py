@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemf.backbones import build_backbone, check_ids, normalise, tap_table
+from nemf.backbones import build_backbone, check_ids, last_of_stage, normalise, tap_table
 from nemf.cards import MatcherCard
 from nemf.errors import NemfError
 from nemf.matcher import Matcher, Role
@@ -81,7 +81,7 @@ class NearestNeighbour(Matcher):
         if window is not None and (window < 1 or window % 2 == 0):
             raise NemfError(f"window must be an odd number of cells or None, not {window}")
         if layers is None:
-            layers = [max(k for k, tap in enumerate(tap_table(backbone)) if tap.stage == 3)]
+            layers = [last_of_stage(backbone, 3)]
         self.layers = check_ids(backbone, layers)
         self.jump_px = tap_table(backbone)[self.layers[0]].jump_px
         self.input_size = input_size

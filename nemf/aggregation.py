@@ -25,7 +25,7 @@ def unit(features: Tensor) -> Tensor:
 
     A zero vector stays zero.
     """
-    features = _at_least_float32(features)
+    features = at_least_float32(features)
     return features / (features.square().sum(1, keepdim=True) + NORM_EPS).sqrt()
 
 
@@ -43,7 +43,7 @@ def mutual_filter(correlation: Tensor, eps: float = 0.0) -> Tensor:
     the maxima (1e-5 there), a maximum of zero counts as 1e-30, negative maxima are divided by as
     they are.
     """
-    c = _at_least_float32(correlation)
+    c = at_least_float32(correlation)
     ratios = []
     for axis in (-1, -2):
         highest = c.amax(axis, keepdim=True) + eps
@@ -59,7 +59,7 @@ def soft_argmax(
     ``cost`` (B, S, T), S = T = h * w, square; the expectation is over softmax(cost / beta) along S.
     ``x_normal``, ``y_normal`` (w,), (h,): the coordinate of each source column and row.
     """
-    cost = _at_least_float32(cost)
+    cost = at_least_float32(cost)
     h, w = len(y_normal), len(x_normal)
     weight = (cost / beta).softmax(1).unflatten(1, (h, w))  # (B, source row, source column, T)
     # Sums of products, not matrix products: autocast would round those to half precision.
@@ -239,5 +239,6 @@ class Aggregator(nn.Module):
         return onednn.linear(self.proj, x)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32 if it was rounded more coarsely, as under autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

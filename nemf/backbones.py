@@ -93,6 +93,11 @@ def tap_table(name: str) -> tuple[Tap, ...]:
     return tuple(table)
 
 
+def last_of_stage(name: str, stage: int) -> int:
+    """The hyperpixel id with which a stage of ``name`` ends."""
+    return max(k for k, tap in enumerate(tap_table(name)) if tap.stage == stage)
+
+
 def check_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
     """``ids`` as a tuple; NemfError unless they are increasing hyperpixel ids of ``name``."""
     last = len(tap_table(name)) - 1

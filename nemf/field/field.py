@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemf import onednn
+from nemf.aggregation import at_least_float32
 from nemf.field.embedding import CostEmbedding
 
 # On a CPU so many that a layer's activations stay in the processor's cache.
@@ -78,8 +79,7 @@ class MatchingField(nn.Module):
         size = round(refined.shape[2] ** 0.5)
         volume = torch.cat([refined, refined.mean(1, keepdim=True)], 1)
         volume = volume.unflatten(3, (size, size)).unflatten(2, (size, size))
-        volume = self.cost_embedding(volume)
-        volume = volume.to(torch.promote_types(volume.dtype, torch.float32))  # under autocast
+        volume = at_least_float32(self.cost_embedding(volume))
         return volume.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
 
     def at_targets(self, targets: Tensor, size: int, pairs: Tensor | None = None) -> TargetSide:
