@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemf.aggregation import Aggregator, correlate, mutual_filter, soft_argmax, to_flow, unit
+from nemf.aggregation import (
+    Aggregator,
+    correlate,
+    follow,
+    mutual_filter,
+    soft_argmax,
+    to_flow,
+    unit,
+)
 from nemf.backbones import (
     ResNet,
     check_finite,
     check_ids,
     fitting_model,
-    normalise,
+    squashed_frame,
     tap_table,
     trunk_of,
 )
@@ -45,6 +51,7 @@ CARD = MatcherCard(
     description="Correlations of several layers, refined by a transformer into a 16x16 flow.",
     published_as="CATs",
     flow_resolution="16",
+    weights_at="Google Drive, linked from github.com/SunghwanHong/Cost-Aggregation-transformers",
 )
 
 # As the official training script sets them.
@@ -215,11 +222,7 @@ class CATs(Matcher):
     def transfer(self, points: Tensor, flow: Tensor) -> Tensor:
         """(N, 2): where ``points`` (N, 2) of the target go by ``flow`` (2, h, w), in pixels of the
         squashed frame, read as ``official`` says."""
-        if self.official:
-            points = points.trunc().clamp(0, self.input_size - 1)
-        grid = ((2 * points + 1) / self.input_size - 1)[None, None]
-        read = F.grid_sample(flow[None], grid, padding_mode="border", align_corners=False)
-        return points + read[0, :, 0].T * (self.input_size / self.feature_size)
+        return follow(points, flow, self.input_size, whole_pixels=self.official)
 
     def supervised(self, batch: PairBatch) -> dict[str, Tensor]:
         """Labelled cells."""
@@ -233,10 +236,7 @@ class CATs(Matcher):
 
         The frames' side is ``input_size``. ``official`` labels as the official code does.
         """
-        if batch.side_px != self.input_size:
-            raise NemfError(
-                f"frames of {batch.side_px} px do not suit input_size {self.input_size}"
-            )
+        batch.check_side(self.input_size)
         flow = self.flow(self.refine(*self.embed(batch.src), *self.embed(batch.trg)))
         labels, labelled = flow_labels(batch, self.feature_size, self.official)
         count = (counts or {"loss_flow": labelled.sum()})["loss_flow"]
@@ -249,11 +249,8 @@ class CATs(Matcher):
         return CATsFeatures(flat, projected[0], canvas=image.canvas)
 
     def _frame(self, image: Image) -> Tensor:
-        """(1, 3, input_size, input_size): the canvas, squashed by Pillow (it smooths)."""
-        picture = PIL.Image.fromarray(np.ascontiguousarray(image.on_canvas()))
-        size = (self.input_size, self.input_size)
-        squashed = picture.resize(size, PIL.Image.Resampling.BILINEAR)
-        return normalise(np.asarray(squashed)).to(self.x_normal)
+        """(1, 3, input_size, input_size)."""
+        return squashed_frame(image, self.input_size).to(self.x_normal)
 
     def _match(self, part: Sequence[tuple[CATsFeatures, CATsFeatures, Tensor]]) -> list[Matches]:
         target = self._stack([query for query, _, _ in part])

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from baselines.soft_transfer import PAPER_CELLS, SoftTransfer, read_roles
 from nemf.aggregation import at_least_float32, mutual_filter
-from nemf.backbones import ResNet, check_finite, last_of_stage, normalise, tap_table, trunk_of
+from nemf.backbones import last_of_stage, tap_table
 from nemf.cards import MatcherCard
-from nemf.checkpoints import check_sources, fitting_state, read_state
-from nemf.convolution import convolve
+from nemf.checkpoints import check_sources
+from nemf.convolution import convolve, doubled
 from nemf.errors import NemfError
-from nemf.geometry import squash, unsquash
-from nemf.matcher import Matcher, Role
-from nemf.pairs import Image, Matches, Size
-from nemf.supervision import PairBatch
+from nemf.matcher import Role
 
 CARD = MatcherCard(
     name="chm",
@@ -41,6 +35,7 @@ CARD = MatcherCard(
     description="Correlations over positions and scales, filtered by 6-D and 4-D Hough kernels.",
     published_as="CHM",
     flow_resolution="30",
+    weights_at="Google Drive, linked from github.com/juhongm999/chm",
 )
 
 Kernel = Literal["psi", "iso", "full"]
@@ -52,20 +47,8 @@ SCALE_GROUPS: dict[Kernel, list[list[int]]] = {
     "iso": [[0, 4, 8], [2, 6], [1, 3, 5, 7]],
     "full": [[k] for k in range(9)],
 }
-PAPER_CELLS = 30  # a side, of the result; lengths of the read-out are given for it
-PEAK_SIGMA = 17 / PAPER_CELLS  # of the Gaussian around a maximum, in sides of the grid
-SAMPLER_REACH_CELLS = 0.1 * (PAPER_CELLS - 1) / 2
 # Where training begins: kernels that sum to these gains, spread over their nonlinearities.
 FIRST_GAIN, FIRST_BIAS, SECOND_GAIN = 8.0, -6.0, 40.0
-
-
-@dataclass(frozen=True, eq=False)
-class CHMFeatures:
-    """``levels`` float32 (scales, C, S): the image at each scale, brought to S cells on a square
-    grid, row by row; ``canvas`` (height, width) px, the frame that was squashed."""
-
-    levels: Tensor
-    canvas: Size
 
 
 class HoughKernel(nn.Module):
@@ -155,7 +138,7 @@ class HoughSpace4d(nn.Module):
         return convolve(volume[:, None], self.kernel(self.weight)[None, None], self.bias)[:, 0]
 
 
-class CHM(Matcher):
+class CHM(SoftTransfer):
     """CHM: for every cell of the query image a distribution over the reference image, from which
     points are read softly. The paper's "source" is our query image, its "target" our reference
     image; each has a trunk of its own.
@@ -173,17 +156,15 @@ class CHM(Matcher):
     Training leaves the trunks as they are unless ``train_trunk``; their batch norms keep their
     statistics either way.
 
-    Points move in the frame of the image squashed to ``input_size``: x * input_size / width, which
-    is normalised to (x - side / 2) / (side / 2). A point is the mean of the cells within a tenth of
-    that (at the paper's 30 cells), weighted by nearness; further than that from every cell, outside
-    the image, it gets NaN, no answer. The lengths of the read-out follow the number of cells.
+    How points are read: see :class:`baselines.soft_transfer.SoftTransfer`.
 
     Raises WeightsNotFound if neither ``weights`` nor ``init`` is given, NemfError for a file that
     does not fit.
     """
 
     card = CARD
-    uses_role = True
+    peak_sigma = 17 / PAPER_CELLS
+    reach = training_reach = 0.1
 
     def __init__(
         self,
@@ -196,23 +177,17 @@ class CHM(Matcher):
         train_trunk: bool = False,
         init_seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone, last_of_stage(backbone, 3), input_size)
         check_sources("chm", weights, init, backbone_weights)
         if kernel not in (None, *SCALE_GROUPS):
             raise NemfError(f"kernel must be one of {', '.join(SCALE_GROUPS)}, not {kernel!r}")
-        if input_size < 32:
-            raise NemfError(f"input_size must be at least 32 px, not {input_size}")
-        table = tap_table(backbone)
-        self.last_id = last_of_stage(backbone, 3)
-        self.input_size = input_size
-        self.cells = -(-input_size // table[self.last_id].jump_px)
         state = {}
         if weights is not None:
             state = _read(Path(weights))
             kernel = _kernel_of(Path(weights), state, kernel)
 
-        channels = table[self.last_id].channels
-        self.backbone, self.learner = nn.Module(), nn.Module()
+        channels = tap_table(backbone)[self.backbone.query.upto].channels
+        self.learner = nn.Module()
         self.learner.conv2ds = nn.ModuleList(
             nn.Conv2d(channels, channels // 4, 3, padding=1, bias=False, device="meta")
             for _ in SCALES
@@ -220,31 +195,11 @@ class CHM(Matcher):
         self.learner.chm6d = HoughSpace6d(kernel or "psi")
         self.learner.chm4d = HoughSpace4d(kernel or "psi")
         if weights is not None:
-            with torch.device("meta"):  # allocates nothing and draws no random numbers
-                self.backbone.query = ResNet(backbone, self.last_id)
-                self.backbone.reference = ResNet(backbone, self.last_id)
-            self.load_state_dict(self._fitting(Path(weights), state), assign=True)
+            self._take(Path(weights), state)
         else:
-            self.backbone.query = trunk_of(backbone, init, backbone_weights, self.last_id)
-            self.backbone.reference = deepcopy(self.backbone.query)
+            self._begin_trunks(init, backbone_weights)
             self._draw_head(init_seed)
-        for trunk in (self.backbone.query, self.backbone.reference):
-            trunk.freeze(weights=not train_trunk)
-
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[CHMFeatures]:
-        """Raises NemfError for an image whose features are not finite."""
-        return [self._encode(image, role) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[CHMFeatures],
-        references: Sequence[CHMFeatures],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(*triple) for triple in triples]
+        self._freeze_trunks(train_trunk)
 
     def levels(self, frames: Tensor, role: Role) -> Tensor:
         """(B, scales, C, S): layer3 of ``frames`` (B, 3, input_size, input_size) from
@@ -255,7 +210,7 @@ class CHM(Matcher):
         it to those gives the same.
         """
         trunk = self.backbone.query if role == "query" else self.backbone.reference
-        (tap,) = trunk.taps(frames, [self.last_id])
+        (tap,) = trunk.taps(frames, [trunk.upto])
         found = []
         for scale, conv in zip(SCALES, self.learner.conv2ds, strict=True):
             side = max(round(self.cells * math.sqrt(scale)), 1)
@@ -273,84 +228,8 @@ class CHM(Matcher):
             volume = cosine.clamp_min(0).unflatten(4, (n, n)).unflatten(3, (n, n))
             # The highest of the sigmoids is the sigmoid of the highest.
             volume = self.learner.chm6d(volume).amax((1, 2)).sigmoid()
-            volume = F.softplus(self.learner.chm4d(_doubled(volume)))
+            volume = F.softplus(self.learner.chm4d(doubled(volume)))
             return mutual_filter(volume.flatten(3).flatten(1, 2))
-
-    def transfer(self, points: Tensor, scores: Tensor) -> Tensor:
-        """(N, 2): where ``points`` (N, 2) px of the squashed query image go in the squashed
-        reference image, by ``scores`` (Q, R)."""
-        half = self.input_size / 2
-        return self._sample(points / half - 1, self._expected(scores)) * half + half
-
-    def supervised(self, batch: PairBatch) -> dict[str, Tensor]:
-        """Keypoints."""
-        return {"loss_keypoints": batch.valid.sum()}
-
-    def loss(
-        self, batch: PairBatch, counts: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """The squared distance of the source keypoints' answers and the target keypoints, in halves
-        of the frame's side, mean over the keypoints. The frames' side is ``input_size``."""
-        if batch.side_px != self.input_size:
-            raise NemfError(
-                f"frames of {batch.side_px} px do not suit input_size {self.input_size}"
-            )
-        query, reference = self.levels(batch.src, "query"), self.levels(batch.trg, "reference")
-        distances = []
-        for i, scores in enumerate(self.scores(query, reference)):
-            src, trg = (kps[i][batch.valid[i]] for kps in (batch.src_kps, batch.trg_kps))
-            apart = (self.transfer(src, scores) - trg) / (self.input_size / 2)
-            distances.append(apart.square().sum())
-        count = (counts or self.supervised(batch))["loss_keypoints"]
-        return {"loss_keypoints": torch.stack(distances).sum() / count.clamp_min(1)}
-
-    def _encode(self, image: Image, role: Role) -> CHMFeatures:
-        picture = PIL.Image.fromarray(np.ascontiguousarray(image.on_canvas()))
-        size = (self.input_size, self.input_size)
-        squashed = picture.resize(size, PIL.Image.Resampling.BILINEAR)  # it smooths
-        frame = normalise(np.asarray(squashed)).to(self.device)
-        levels = self.levels(frame, role)[0]
-        check_finite(levels, image)
-        return CHMFeatures(levels, image.canvas)
-
-    def _match(self, query: CHMFeatures, reference: CHMFeatures, points: Tensor) -> Matches:
-        frame = (self.input_size, self.input_size)
-        levels = (side.levels[None].to(self.device) for side in (query, reference))
-        (scores,) = self.scores(*levels)
-        moved = self.transfer(squash(points.to(scores), query.canvas, frame), scores)
-        return Matches(unsquash(moved, reference.canvas, frame))
-
-    def _expected(self, scores: Tensor) -> Tensor:
-        """(Q, 2): the expected (x, y), -1..1 between the outermost cells, of every row of scores
-        (Q, R) around its maximum, softmax without a temperature."""
-        grid = self._grid(scores)
-        apart = grid[scores.argmax(1)][:, None] - grid
-        sigma_norm = PEAK_SIGMA * 2 * self.cells * self._cell_norm
-        near = (apart.square().sum(2) / (-2 * sigma_norm**2)).exp()
-        return (scores * near).softmax(1) @ grid
-
-    def _sample(self, points_norm: Tensor, positions: Tensor) -> Tensor:
-        """(N, 2): ``positions`` (Q, 2) of the cells near each of ``points_norm`` (N, 2), mixed."""
-        apart = points_norm[:, None] - self._grid(positions)
-        reach = SAMPLER_REACH_CELLS * self._cell_norm
-        nearness = (reach - (apart.square().sum(2) + 1e-5).sqrt()).clamp_min(0)
-        return (nearness / nearness.sum(1, keepdim=True)) @ positions
-
-    @property
-    def _cell_norm(self) -> float:
-        """The distance of neighbouring cells."""
-        return 2 / (2 * self.cells - 1)
-
-    def _grid(self, like: Tensor) -> Tensor:
-        """(Q, 2): normalised (x, y) of the cells, row by row."""
-        axis = torch.linspace(-1, 1, 2 * self.cells, dtype=like.dtype, device=like.device)
-        return torch.cartesian_prod(axis, axis).flip(1)
-
-    def _fitting(self, path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        wanted = self.state_dict()
-        unexpected = [key for key in state if key not in wanted]
-        holds = f"this CHM on {self.backbone.query.name}"
-        return fitting_state(path, state, wanted, unexpected=unexpected, holds=holds)
 
     @torch.no_grad()
     def _draw_head(self, seed: int) -> None:
@@ -376,38 +255,13 @@ def _resized(features: Tensor, side: int) -> Tensor:
     return F.interpolate(features, (side, side), mode="bilinear", align_corners=True)
 
 
-def _doubled(volume: Tensor) -> Tensor:
-    """(B, h, w, h, w) to twice the size along each axis (bilinear, align_corners=True)."""
-    for _ in range(2):  # the last two axes, then the others in their place
-        b, h, w, *size = volume.shape
-        planes = _resized(volume.reshape(b, h * w, *size), 2 * size[0])
-        volume = planes.unflatten(1, (h, w)).permute(0, 3, 4, 1, 2)
-    return volume
-
-
 def _read(path: Path) -> dict[str, Tensor]:
     """The state of an official file or of ours, under our names and in our shapes."""
-    state = read_state(path)
-    if any(key.startswith(("backbone.query.", "backbone.reference.")) for key in state):
-        return state
-    return dict(_of_official(state))
-
-
-def _of_official(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for key, value in state.items():
-        part, _, name = key.partition(".")
-        if part == "backbone":
-            if name.startswith(("layer4.", "fc.")):
-                continue
-            halves = value.chunk(2) if value.ndim else (value, value)
-            for role, half in zip(("query", "reference"), halves, strict=False):
-                yield f"backbone.{role}.{name}", half
-        elif key == "learner.chm6d.param" and value.numel() == 9 * SIDE**4:
-            yield key, value.reshape(9, SIDE**4)
-        elif key == "learner.chm4d.weight":
-            yield key, value.flatten()
-        else:
-            yield key, value
+    state = read_roles(path, ("layer4.", "fc."))
+    shapes = {"learner.chm4d.weight": (-1,)}
+    if state.get("learner.chm6d.param", torch.empty(0)).numel() == 9 * SIDE**4:
+        shapes["learner.chm6d.param"] = (9, -1)
+    return {key: value.reshape(shapes.get(key, value.shape)) for key, value in state.items()}
 
 
 def _kernel_of(path: Path, state: Mapping[str, Tensor], given: Kernel | None) -> Kernel:

@@ -23,6 +23,7 @@ CARD = MatcherCard(
     training="none",
     official_protocol="canonical@1",
     description="Copies each keypoint, scaled by the ratio of the image sizes; looks at no pixel.",
+    weights_at="needs none",
 )
 
 

@@ -33,6 +33,7 @@ CARD = MatcherCard(
     official_protocol="canonical@1",
     description="Cosine nearest neighbour over DINOv2 patches, read out as SD-DINO, GeoAware-SC or "
     "the Visual-AI benchmark do.",
+    weights_at="github.com/facebookresearch/dinov2, or facebook/dinov2-base at huggingface.co",
 )
 
 Readout = Literal["sd-dino", "geoaware", "nn", "bilinear", "softmax", "kernelsoftmax"]

@@ -28,6 +28,7 @@ CARD = MatcherCard(
     official_protocol="hpf-paper@1",
     description="Hyperpixel features, cosine votes regularised by a Hough space of offsets.",
     published_as="HPF",
+    weights_at="torchvision's ImageNet files (download.pytorch.org/models)",
 )
 
 COSINE_POWER = 3

@@ -121,32 +121,47 @@ def hyperpixels(
 
 
 def likeness(query: Hyperpixels, reference: Hyperpixels, device: torch.device) -> Tensor:
-    """max(0, cosine) of all pairs of cells, float32 (query cells, reference cells).
-
-    Equals the cosine of the resized, concatenated features. As resizing is linear, the inner
-    products of the coarse levels are taken at their own resolution and then resized on both sides,
-    a tenth of the work for HPF's layers.
-    """
-    q, r = query.grid, reference.grid
-    shape = (q.rows * q.cols, r.rows * r.cols)
-    total = None
-    for a, b in zip(query.levels, reference.levels, strict=True):
-        a, b = a.to(device), b.to(device)
-        if total is None:
-            fine_q, fine_r = a.shape[1:], b.shape[1:]
-            total = _crop(a, q).flatten(1).T @ _crop(b, r).flatten(1)
-            continue
-        gram = a.flatten(1).T @ b.flatten(1)
-        gram = gram.view(-1, *b.shape[1:])
-        up_y, up_x = _resizers(b.shape[1:], fine_r, r, device)
-        gram = up_y @ gram @ up_x.T
-        up_y, up_x = _resizers(a.shape[1:], fine_q, q, device)
-        gram = up_x @ gram.view(*a.shape[1:], shape[1])
-        total.view(q.rows, -1).addmm_(up_y, gram.view(a.shape[1], -1))
+    """max(0, cosine) of all pairs of cells, float32 (query cells, reference cells): that of the
+    resized, concatenated features."""
+    levels = [[level.to(device) for level in side.levels] for side in (query, reference)]
+    finest = [tuple(side[0].shape[1:]) for side in levels]
+    total = inner_products(*levels, query.grid, reference.grid, *finest)
     tiny = torch.finfo(torch.float32).tiny  # an all-zero feature resembles nothing
     total /= query.norms.to(device).clamp_min(tiny)[:, None]
     total /= reference.norms.to(device).clamp_min(tiny)
     return total.clamp_(min=0)
+
+
+def inner_products(
+    query: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    q: CellGrid,
+    r: CellGrid,
+    finest_q: Size,
+    finest_r: Size,
+) -> Tensor:
+    """Inner products of the features of all cells of ``q`` and of ``r``, float32 (cells, cells).
+
+    ``query``, ``reference``: the levels of both, float32 (C, h, w) each, of as many channels in
+    both; a feature is what they are, resized to ``finest_q`` and ``finest_r`` (bilinear,
+    align_corners=True) and concatenated. As resizing is linear, the products of coarse levels are
+    taken at their own resolution and then resized on both sides, a tenth of the work for HPF's
+    layers.
+    """
+    shape = (q.rows * q.cols, r.rows * r.cols)
+    total = query[0].new_zeros(shape)
+    for a, b in zip(query, reference, strict=True):
+        if a.shape[1:] == finest_q and b.shape[1:] == finest_r:
+            total.addmm_(_crop(a, q).flatten(1).T, _crop(b, r).flatten(1))
+            continue
+        gram = a.flatten(1).T @ b.flatten(1)
+        gram = gram.view(-1, *b.shape[1:])
+        up_y, up_x = _resizers(b.shape[1:], finest_r, r, b.device)
+        gram = up_y @ gram @ up_x.T
+        up_y, up_x = _resizers(a.shape[1:], finest_q, q, a.device)
+        gram = up_x @ gram.view(*a.shape[1:], shape[1])
+        total.view(q.rows, -1).addmm_(up_y, gram.view(a.shape[1], -1))
+    return total
 
 
 def transfer(
@@ -162,16 +177,34 @@ def transfer(
     point moves with the mean of the cells that cover it, NaN if there is none. ``votes()``, float32
     (query cells, reference cells), is called only if there is a cell to move.
     """
-    cover = query.grid.covering(points * query.ratio)
+
+    def best(cells: Tensor) -> Tensor:
+        return regularised_hough(votes(), query.grid, reference.grid, cells).argmax(1)
+
+    moved = carry(points * query.ratio, query.grid, reference.grid, best)
+    return moved / reference.ratio
+
+
+def carry(
+    points: Tensor,
+    query: CellGrid,
+    reference: CellGrid,
+    best: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Where ``points`` (N, 2) px of the query's frame go with the cells over them, float32 (N, 2)
+    px of the reference's frame; NaN where there is no such cell.
+
+    A point moves by the mean offset of the cells that cover it. ``best(cells)``: which reference
+    cells (M,) the query ``cells`` (M,) move to; called only if there is a cell to move.
+    """
+    cover = query.covering(points)
     used = cover.any(0).nonzero()[:, 0]
-    if not len(used) or not len(reference.norms):
+    if not len(used) or not reference.rows * reference.cols:
         return torch.full_like(points, float("nan"))
-    best = regularised_hough(votes(), query.grid, reference.grid, used).argmax(1)
-    centres = query.grid.centres_px().to(points.device)
-    offsets = reference.grid.centres_px().to(points.device)[best] - centres[used]
+    centres = query.centres_px().to(points.device)
+    offsets = reference.centres_px().to(points.device)[best(used)] - centres[used]
     cover = cover[:, used].float()
-    # 0 / 0 = NaN where nothing covers the point
-    return (points * query.ratio + cover @ offsets / cover.sum(1, keepdim=True)) / reference.ratio
+    return points + cover @ offsets / cover.sum(1, keepdim=True)  # 0 / 0 = NaN for no cell
 
 
 def regularised_hough(

@@ -40,6 +40,7 @@ CARD = MatcherCard(
     description="All correlations of two images, filtered by 4-D convolutions and mutual maxima.",
     published_as="NC-Net",
     flow_resolution="25",
+    weights_at="www.di.ens.fr/willow/research/ncnet/models/ (ncnet_pfpascal.pth.tar)",
 )
 
 PAPER_SIZES = {"kernel_sizes": (5, 5, 5), "channels": (16, 16, 1)}
@@ -209,10 +210,7 @@ class NCNet(Matcher):
         A pair's score is the mean over cells of the highest softmax probability, over both
         directions. The frames' side is ``input_size``. NemfError for a lone pair.
         """
-        if batch.side_px != self.input_size:
-            raise NemfError(
-                f"frames of {batch.side_px} px do not suit input_size {self.input_size}"
-            )
+        batch.check_side(self.input_size)
         counts = counts or self.supervised(batch)
         src, trg, others = (self.features(x) for x in (batch.src, batch.trg, batch.src_of_next))
         positive, negative = (self._score(self.volume(x, trg)) for x in (src, others))

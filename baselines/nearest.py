@@ -29,6 +29,7 @@ CARD = MatcherCard(
     training="none",
     official_protocol="canonical@1",
     description="Cosine nearest neighbour over backbone features, one keypoint at a time.",
+    weights_at="torchvision's ImageNet files (download.pytorch.org/models)",
 )
 
 SOFTMAX_TEMPERATURE = 0.02

@@ -32,6 +32,7 @@ CARD = MatcherCard(
     description="Hyperpixel features, optimal transport of cells weighted by class activation, "
     "votes regularised by a Hough space of offsets.",
     published_as="SCOT",
+    weights_at="torchvision's ImageNet files (download.pytorch.org/models)",
 )
 
 EPSILON = 0.05  # strength of the entropy in the transport

@@ -56,7 +56,18 @@ def soft_argmax(
 ) -> Tensor:
     """(B, 2, h, w): for every target cell the expected (x, y) of its source, normalised -1..1.
 
-    ``cost`` (B, S, T), S = T = h * w, square; the expectation is over softmax(cost / beta) along S.
+    :func:`expected_sources` of all cells of a target of the source's size, T = S = h * w.
+    """
+    expected = expected_sources(cost, x_normal, y_normal, beta)
+    return expected.unflatten(2, (len(y_normal), len(x_normal)))
+
+
+def expected_sources(
+    cost: Tensor, x_normal: Tensor, y_normal: Tensor, beta: float = SOFTMAX_TEMPERATURE
+) -> Tensor:
+    """(B, 2, T): for every target cell the expected (x, y) of its source, normalised -1..1.
+
+    ``cost`` (B, S, T), S = h * w; the expectation is over softmax(cost / beta) along S.
     ``x_normal``, ``y_normal`` (w,), (h,): the coordinate of each source column and row.
     """
     cost = at_least_float32(cost)
@@ -65,7 +76,7 @@ def soft_argmax(
     # Sums of products, not matrix products: autocast would round those to half precision.
     x = (weight.sum(1) * x_normal[:, None]).sum(1)
     y = (weight.sum(2) * y_normal[:, None]).sum(1)
-    return torch.stack([x, y], 1).unflatten(2, (h, w))
+    return torch.stack([x, y], 1)
 
 
 def to_flow(points_norm: Tensor) -> Tensor:
@@ -80,6 +91,22 @@ def to_flow(points_norm: Tensor) -> Tensor:
     x = (points_norm[:, 0] + 1) * (w - 1) / 2 - col
     y = (points_norm[:, 1] + 1) * (h - 1) / 2 - row[:, None]
     return torch.stack([x, y], 1)
+
+
+def follow(points: Tensor, flow: Tensor, side_px: int, *, whole_pixels: bool = False) -> Tensor:
+    """(N, 2): where ``points`` (N, 2) px of a square frame of ``side_px`` go by ``flow``
+    (2, h, w), cells of :func:`to_flow`, in px of that frame.
+
+    The cell in column c of jump j = side_px / w is centred on pixel c * j + (j - 1) / 2. Between
+    the centres the flow is bilinear, beyond the outermost ones constant; it is read at the point
+    itself, or, with ``whole_pixels``, at the point truncated to integers and clamped to the frame,
+    which then moves.
+    """
+    if whole_pixels:
+        points = points.trunc().clamp(0, side_px - 1)
+    grid = ((2 * points + 1) / side_px - 1)[None, None]
+    read = F.grid_sample(flow[None], grid, padding_mode="border", align_corners=False)
+    return points + read[0, :, 0].T * (side_px / flow.shape[2])
 
 
 class Attention(nn.Module):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor, nn
 
@@ -40,13 +41,22 @@ IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Architecture:
-    """A ResNet by its numbers: ``blocks`` per stage, ``width`` channels in the stem. ``published``:
-    file name of torchvision's V1 ImageNet weights; it ends in the start of their SHA-256."""
+    """A ResNet by its numbers: ``blocks`` per stage, ``width`` channels of the first stage's 3x3
+    convolutions. ``published``: file name of torchvision's V1 ImageNet weights; it ends in the
+    start of their SHA-256. ``fcn``: as below GluonCV's segmentation networks, a stem of three 3x3
+    convolutions to twice the width, stages from the third on dilated instead of strided."""
 
     bottleneck: bool
     blocks: tuple[int, ...]
     width: int = 64
     published: str | None = None
+    fcn: bool = False
+
+    def dilation(self, stage: int, block: int) -> int:
+        """Of the 3x3 convolution of a bottleneck; the first block of a stage has its input's."""
+        if not self.fcn or stage < 3:
+            return 1
+        return 2 ** (stage - 2 - (block == 0))
 
 
 ARCHITECTURES = {
@@ -55,6 +65,7 @@ ARCHITECTURES = {
     "resnet101": Architecture(True, (3, 4, 23, 3), published="resnet101-63fe2227.pth"),
     # Small enough to be trained and to run anywhere; for the synthetic stand-ins.
     "resnet_small": Architecture(False, (2, 2, 2), width=24),
+    "fcn_resnet101": Architecture(True, (3, 4, 23, 3), fcn=True),
 }
 
 
@@ -78,14 +89,16 @@ def tap_table(name: str) -> tuple[Tap, ...]:
     """Every tap of an architecture, indexed by hyperpixel id. NemfError for an unknown name."""
     arch = _architecture(name)
     jump, field = 2, 7  # after the 7x7 stride-2 convolution
+    if arch.fcn:
+        field = 3 + 2 * 2 * jump  # after three 3x3, the first of stride 2
     field += 2 * jump
     jump *= 2  # after the 3x3 stride-2 max-pool
-    table = [Tap(0, arch.width, jump, field)]
+    table = [Tap(0, arch.width * (2 if arch.fcn else 1), jump, field)]
     for stage, n_blocks in enumerate(arch.blocks, start=1):
         channels = arch.width * 2 ** (stage - 1) * (4 if arch.bottleneck else 1)
         for block in range(n_blocks):
-            field += 2 * jump  # the 3x3 that may stride
-            if stage > 1 and block == 0:
+            field += 2 * jump * arch.dilation(stage, block)  # the 3x3 that may stride
+            if stage > 1 and block == 0 and not (arch.fcn and stage > 2):
                 jump *= 2
             if not arch.bottleneck:
                 field += 2 * jump  # the second 3x3
@@ -114,7 +127,9 @@ def check_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
 class _Block(nn.Module):
     """Residual block. ``forward`` returns branch + identity *before* the final ReLU."""
 
-    def __init__(self, c_in: int, c_mid: int, stride: int, bottleneck: bool) -> None:
+    def __init__(
+        self, c_in: int, c_mid: int, stride: int, bottleneck: bool, dilation: int = 1
+    ) -> None:
         super().__init__()
         c_out = c_mid * (4 if bottleneck else 1)
         kernels = (1, 3, 1) if bottleneck else (3, 3)
@@ -122,8 +137,12 @@ class _Block(nn.Module):
         channels = (c_in, c_mid, c_mid, c_out) if bottleneck else (c_in, c_mid, c_out)
         self.depth = len(kernels)
         for i, (kernel, step) in enumerate(zip(kernels, strides, strict=True)):
+            reach = dilation if kernel == 3 else 1
             conv = nn.Conv2d(
-                channels[i], channels[i + 1], kernel, step, padding=kernel // 2, bias=False
+                *(channels[i], channels[i + 1], kernel, step),
+                padding=kernel // 2 * reach,
+                dilation=reach,
+                bias=False,
             )
             self.add_module(f"conv{i + 1}", conv)
             self.add_module(f"bn{i + 1}", nn.BatchNorm2d(channels[i + 1]))
@@ -152,6 +171,7 @@ class ResNet(nn.Module):
     """
 
     is_random = False
+    weights_file: Path | None = None  # where its weights came from
 
     def __init__(self, name: str, upto: int | None = None, classifier: bool = False) -> None:
         super().__init__()
@@ -160,8 +180,12 @@ class ResNet(nn.Module):
         self.upto = len(table) - 1 if upto is None else upto
         self.frozen = False
         check_ids(name, [self.upto])
-        self.conv1 = nn.Conv2d(3, arch.width, 7, 2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(arch.width)
+        self.conv1 = (
+            _deep_stem(arch.width)
+            if arch.fcn
+            else nn.Conv2d(3, arch.width, 7, 2, padding=3, bias=False)
+        )
+        self.bn1 = nn.BatchNorm2d(table[0].channels)
         for k in range(1, self.upto + 1):
             tap, before = table[k], table[k - 1]
             layer = f"layer{tap.stage}"
@@ -172,6 +196,7 @@ class ResNet(nn.Module):
                 arch.width * 2 ** (tap.stage - 1),
                 tap.jump_px // before.jump_px,
                 arch.bottleneck,
+                arch.dilation(tap.stage, len(getattr(self, layer))),
             )
             getattr(self, layer).append(block)
         if classifier:
@@ -216,6 +241,15 @@ class ResNet(nn.Module):
             yield getattr(self, f"layer{tap.stage}")[k - first]
 
 
+def _deep_stem(width: int) -> nn.Sequential:
+    """Three 3x3 convolutions in place of the 7x7, the last without its batch norm (bn1 follows)."""
+    channels, layers = (3, width, width, 2 * width), []
+    for i, (c_in, c_out) in enumerate(pairwise(channels)):
+        layers.append(nn.Conv2d(c_in, c_out, 3, 1 if i else 2, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(c_out), nn.ReLU()] if i < 2 else []
+    return nn.Sequential(*layers)
+
+
 def normalise(pixels: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) RGB to float32 (1, 3, H, W): scaled to 0..1, ImageNet mean and deviation.
 
@@ -225,6 +259,14 @@ def normalise(pixels: np.ndarray) -> Tensor:
     chw = torch.tensor(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     return ((chw - mean[:, None, None]) / std[:, None, None])[None].contiguous()
+
+
+def squashed_frame(image: Image, side_px: int) -> Tensor:
+    """float32 (1, 3, side_px, side_px): the canvas of ``image``, squashed by Pillow (bilinear; it
+    smooths where it shrinks) and :func:`normalise`-d."""
+    picture = PIL.Image.fromarray(np.ascontiguousarray(image.on_canvas()))
+    squashed = picture.resize((side_px, side_px), PIL.Image.Resampling.BILINEAR)
+    return normalise(np.asarray(squashed))
 
 
 def build_backbone(
@@ -262,6 +304,7 @@ def build_backbone(
         state = _random_state(model, seed)
     elif weights is not None:
         state = _fitting_state(Path(weights), model)
+        model.weights_file = Path(weights)
     else:
         state = _found_state(model)
     model.load_state_dict(state, assign=True)
@@ -337,12 +380,14 @@ def _found_state(model: ResNet) -> dict[str, Tensor]:
     if states:
         path, state = states.popitem()
         log.info("%s: weights from %s", model.name, path)
+        model.weights_file = path
         return state
     published = ARCHITECTURES[model.name].published
     cache_dir = Path(folder) if folder else default_cache() / "weights"
     download = os.environ.get("NEMF_DOWNLOAD") == "1"
     if published and (download or (cache_dir / published).exists()):
-        return _fitting_state(published_weights(model.name, download, cache_dir), model)
+        model.weights_file = published_weights(model.name, download, cache_dir)
+        return _fitting_state(model.weights_file, model)
     ways = ["pass weights=FILE"]
     ways.append(f"put {model.name}*.pth into the folder NEMF_WEIGHTS ({folder or 'not set'})")
     if published:
@@ -411,6 +456,22 @@ def fitting_model(
     return fitting_state(path, state, wanted, unexpected=unexpected, holds=holds)
 
 
+def backbone_of(
+    path: Path, fitting: Sequence[str], given: str | None, default: str = "resnet101"
+) -> str:
+    """The name of the trunk of a model's checkpoint whose tensors suit the architectures
+    ``fitting``: the one ``given``, else the first of them, else ``default`` (what does not fit is
+    then for the check key by key to say). NemfError where ``given`` is unknown or none of them."""
+    if given is not None:
+        _architecture(given)
+        if fitting and given not in fitting:
+            raise NemfError(
+                f"{path} was made with {' or '.join(fitting)}, not {given}: leave backbone out"
+            )
+        return given
+    return fitting[0] if fitting else default
+
+
 def check_finite(features: Tensor, image: Image) -> None:
     """NemfError naming the image if its features are not all finite."""
     if not torch.isfinite(features).all():
@@ -420,14 +481,20 @@ def check_finite(features: Tensor, image: Image) -> None:
         )
 
 
-def _resemblance(state: dict[str, Tensor], asked: str) -> str:
-    """Which architectures every trunk tensor of the file fits, in words."""
+def resembling(state: Mapping[str, Tensor]) -> list[str]:
+    """The architectures that every tensor of a trunk (a classifier aside) fits; none if there is no
+    tensor."""
     trunk = {k: v.shape for k, v in state.items() if not k.startswith("fc.") and not is_counter(k)}
-    alike = [
+    return [
         name
         for name in ARCHITECTURES
         if trunk and all(_shapes(name).get(k) == shape for k, shape in trunk.items())
     ]
+
+
+def _resemblance(state: dict[str, Tensor], asked: str) -> str:
+    """Which architectures every trunk tensor of the file fits, in words."""
+    alike = resembling(state)
     if not alike:
         return "It resembles none of " + ", ".join(ARCHITECTURES)
     if asked in alike:

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from nemf.errors import NemfError
+from nemf.errors import NemfError, did_you_mean
 
 GROUP = "nemf.matchers"
 
@@ -24,7 +24,8 @@ class MatcherCard:
     """A method's card. ``training``: "none" for training-free methods. ``oracle_class``: the method
     uses the true category, which tables mark. ``official_protocol``: the protocol id that the
     method's paper reports. ``published_as``: its name in the published tables, if it is there.
-    ``flow_resolution``: as Table 1 prints it, or None."""
+    ``flow_resolution``: as Table 1 prints it, or None. ``weights_at``: where what it runs on is
+    published, or why there is nothing."""
 
     name: str
     title: str
@@ -40,6 +41,7 @@ class MatcherCard:
     published_as: str | None = None
     flow_resolution: str | None = None
     oracle_class: bool = False
+    weights_at: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,7 +66,10 @@ def matcher_entry_point(name: str) -> EntryPoint:
     if not points:
         raise NemfError("no matcher is registered: install the project (`make setup`)")
     if name not in points:
-        raise NemfError(f"unknown matcher {name!r}: choose one of {', '.join(sorted(points))}")
+        raise NemfError(
+            f"unknown matcher {name!r}{did_you_mean(name, points)}: choose one of "
+            f"{', '.join(sorted(points))}"
+        )
     return points[name]
 
 

@@ -1,4 +1,5 @@
-"""Convolutions over more than three axes, as matching networks run them over correlations.
+"""Convolutions and resizing over more than three axes, as matching networks run them over
+correlations.
 
 As in all deep learning the kernel is not flipped: out[i] = sum_p weight[p] x[i + p - k // 2].
 """
@@ -38,6 +39,18 @@ def convolve(volume: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     if bias is not None:
         out = out + bias.view(-1, *[1] * len(kernel))
     return out
+
+
+def doubled(volume: Tensor) -> Tensor:
+    """``volume`` (..., h, w, u, v) at twice the size along each of these axes, (bi)linear between
+    the centres of the outermost cells (align_corners=True)."""
+    for _ in range(2):  # the last two axes, then the others in their place
+        *outer, h, w, u, v = volume.shape
+        planes = volume.reshape(-1, h * w, u, v)
+        planes = F.interpolate(planes, (2 * u, 2 * v), mode="bilinear", align_corners=True)
+        volume = planes.view(*outer, h, w, 2 * u, 2 * v)
+        volume = volume.movedim((-2, -1), (-4, -3))
+    return volume
 
 
 def _cut(weight: Tensor) -> int:

@@ -105,6 +105,7 @@ class DinoV2(nn.Module):
     """
 
     is_random = False
+    weights_file: Path | None = None  # where its weights came from
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -181,6 +182,7 @@ def build_dinov2(
     else:
         path = _found(name) if weights is None else Path(weights)
         state = _fitting_state(path, model)
+        model.weights_file = path
     if finetuned_weights is not None:
         state |= _finetuned_state(Path(finetuned_weights), model)
     model.load_state_dict(state, assign=True)

@@ -42,12 +42,8 @@ class Matcher(BaseModel):
 
     @property
     def weights_hash(self) -> str:
-        """What identifies the weights: SHA-256 over the state dict's names, shapes and bytes."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            array = value.detach().cpu().contiguous().numpy()
-            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-        return digest.hexdigest()
+        """What identifies the weights: :func:`hash_of_state` of those that answers depend on."""
+        return hash_of_state(self.state_dict())
 
     @property
     def random_weights(self) -> bool:
@@ -96,6 +92,15 @@ class Matcher(BaseModel):
         raise NemfError(f"{type(self).__name__}.forward has no mode {mode!r}; use encode and match")
 
 
+def hash_of_state(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a state dict's names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        array = value.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
 def build_matcher(name: str, **overrides: Any) -> Matcher:
     """A registered matcher by name, in evaluation mode; keywords are its constructor's.
 
@@ -122,10 +127,11 @@ def match(
 ) -> Matches:
     """Where ``points`` of the query image lie in the reference image, in one call.
 
-    Images: a path, a PIL image or uint8 (H, W, 3) RGB; pixels as stored (EXIF orientation is not
-    applied). ``points``: (N, 2) (x, y) px of the query image, N >= 0. Returns Matches with
-    float32 (N, 2) px of the reference image. NemfError for an unreadable image or points that are
-    not finite (N, 2).
+    Images: the path of a photograph, which is turned upright as its EXIF orientation says, like in
+    every viewer; or pixels as they are: a PIL image or uint8 (H, W, 3) RGB. ``points``: (N, 2)
+    (x, y) px of the query image, N >= 0. Returns Matches with float32 (N, 2) px of the reference
+    image; their ``plot()`` draws them. NemfError for an unreadable image or points that are not
+    finite (N, 2).
     """
     query, reference = _as_image(query_image), _as_image(reference_image)
     array = np.asarray(points, np.float32)
@@ -137,6 +143,7 @@ def match(
         (q,) = matcher.encode([query], "query")
         (r,) = matcher.encode([reference], "reference")
         (answer,) = matcher.match([q], [r], [torch.from_numpy(array).to(matcher.device)])
+    answer.scene = (query.pixels, reference.pixels, array.copy())
     return answer
 
 
@@ -145,6 +152,6 @@ def _as_image(source: str | Path | PIL.Image.Image | np.ndarray) -> Image:
         return Image.from_pixels(source)
     if isinstance(source, PIL.Image.Image):
         return Image.from_pixels(np.asarray(source.convert("RGB")))
-    from nemf.datasets.index import decode_image
+    from nemf.photographs import upright_pixels
 
-    return Image.from_pixels(decode_image(Path(source)))
+    return Image.from_pixels(upright_pixels(Path(source)))

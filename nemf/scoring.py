@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from nemf.errors import NemfError
+from nemf.errors import NemfError, did_you_mean
 from nemf.geometry import fit_ratio
 from nemf.pairs import Layout, Plan
 
@@ -28,17 +28,21 @@ class Frame:
     """The coordinate frame in which errors and thresholds are measured.
 
     ``original``: pixels of the original image. ``squash``: the image resized to ``side`` x ``side``
-    without keeping its aspect ratio, points scaled per axis (x * side / W). ``fit``: the image
-    shrunk so that its longer side is at most ``side``, points scaled by that one ratio. ``scale``:
-    the image shrunk or enlarged so that its longer side is ``side``, points likewise.
+    (``side`` wide and ``height`` high, if that is given) without keeping its aspect ratio, points
+    scaled per axis (x * side / W). ``fit``: the image shrunk so that its longer side is at most
+    ``side``, points scaled by that one ratio. ``scale``: the image shrunk or enlarged so that its
+    longer side is ``side``, points likewise.
     """
 
     kind: Literal["original", "squash", "fit", "scale"]
     side: int = 0
+    height: int | None = None
 
     def __str__(self) -> str:
         if self.kind == "original":
             return "original pixels"
+        if self.kind == "squash" and self.height:
+            return f"squashed to {self.side} wide, {self.height} high"
         if self.kind == "squash":
             return f"squashed to {self.side}x{self.side}"
         return f"longer side {'<= ' if self.kind == 'fit' else ''}{self.side}"
@@ -48,7 +52,8 @@ class Frame:
         if self.kind == "original":
             return np.ones((len(heights), 2), np.float32)
         if self.kind == "squash":
-            return np.stack([self.side / widths, self.side / heights], 1).astype(np.float32)
+            height = self.height or self.side
+            return np.stack([self.side / widths, height / heights], 1).astype(np.float32)
         if self.kind == "scale":
             ratios = (self.side / np.maximum(heights, widths)).astype(np.float32)
             return np.stack([ratios, ratios], 1)
@@ -145,6 +150,25 @@ def _protocols() -> dict[str, Protocol]:
             "padding of the keypoint array and is larger than the object.",
         ),
         Protocol(
+            "catspp-paper",
+            1,
+            Plan("trg2src"),
+            Frame("squash", 512),
+            padded,
+            "Cho et al., TPAMI 2022, official code, threshold `bbox`",
+            "Scored in the squashed 512x512 frame; on PF-WILLOW the threshold is taken over the -1 "
+            "padding of the keypoint array and is larger than the object.",
+        ),
+        Protocol(
+            "catspp-paper-kp",
+            1,
+            Plan("trg2src"),
+            Frame("squash", 512),
+            proper,
+            "Cho et al., TPAMI 2022, official code, threshold `bbox-kp`",
+            "As catspp-paper, but on PF-WILLOW the threshold is that of the keypoints alone.",
+        ),
+        Protocol(
             "hpf-paper",
             1,
             Plan("src2trg"),
@@ -186,6 +210,16 @@ def _protocols() -> dict[str, Protocol]:
             "of the others are the source's usual ones.",
         ),
         Protocol(
+            "dhpf-paper",
+            1,
+            Plan("src2trg"),
+            Frame("squash", 240),
+            padded,
+            "Min et al., ECCV 2020, official code",
+            "Scored in the squashed 240x240 frame; on PF-WILLOW the threshold is taken over the -1 "
+            "padding of the keypoint array and is larger than the object.",
+        ),
+        Protocol(
             "chm-paper",
             1,
             Plan("src2trg"),
@@ -194,6 +228,16 @@ def _protocols() -> dict[str, Protocol]:
             "Min and Cho, CVPR 2021, official code",
             "Scored in the squashed 240x240 frame; on PF-WILLOW the threshold is taken over the -2 "
             "padding of the keypoint array and is larger than the object.",
+        ),
+        Protocol(
+            "mmnet-paper",
+            1,
+            Plan("src2trg"),
+            Frame("squash", 320, 224),
+            proper,
+            "Zhao et al., ICCV 2021, official code",
+            "Scored in the frame squashed to 320 wide, 224 high. The code evaluates SPair-71k and "
+            "PF-PASCAL only; the length of PF-WILLOW is the target's usual one.",
         ),
     ]
     return {p.id: p for p in items}
@@ -206,7 +250,10 @@ def get_protocol(name: str) -> Protocol:
     """A protocol by id (``canonical@1``) or bare name if that is unambiguous; NemfError else."""
     matching = [p for p in PROTOCOLS.values() if name in (p.id, p.name)]
     if len(matching) != 1:
-        raise NemfError(f"unknown protocol {name!r}: choose one of {', '.join(sorted(PROTOCOLS))}")
+        raise NemfError(
+            f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}: choose one of "
+            f"{', '.join(sorted(PROTOCOLS))}"
+        )
     return matching[0]
 
 

@@ -39,6 +39,11 @@ class PairBatch:
     def side_px(self) -> int:
         return self.src.shape[-1]
 
+    def check_side(self, side_px: int) -> None:
+        """NemfError unless the frames are of ``side_px``, a matcher's ``input_size``."""
+        if self.side_px != side_px:
+            raise NemfError(f"frames of {self.side_px} px do not suit input_size {side_px}")
+
     def to(self, device: torch.device) -> PairBatch:
         following = None if self.following is None else self.following.to(device)
         return PairBatch(*(tensor.to(device) for tensor in self._per_pair()), following)

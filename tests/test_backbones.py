@@ -62,24 +62,35 @@ def save(state: object, path: Path) -> Path:
 def naive_taps(state: dict[str, Tensor], name: str, images: Tensor) -> list[Tensor]:
     """All taps from the state dict alone."""
 
-    def conv_bn(x: Tensor, conv: str, bn: str, stride: int) -> Tensor:
+    def conv_bn(x: Tensor, conv: str, bn: str, stride: int, dilation: int = 1) -> Tensor:
         weight = state[f"{conv}.weight"]
-        x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+        reach = dilation if weight.shape[-1] == 3 else 1
+        padding = weight.shape[-1] // 2 * reach
+        x = F.conv2d(x, weight, stride=stride, padding=padding, dilation=reach)
         p = {k: state[f"{bn}.{k}"][:, None, None] for k in ("running_mean", "running_var")}
         x = (x - p["running_mean"]) / torch.sqrt(p["running_var"] + 1e-5)
         return x * state[f"{bn}.weight"][:, None, None] + state[f"{bn}.bias"][:, None, None]
 
     arch = ARCHITECTURES[name]
-    x = F.max_pool2d(conv_bn(images, "conv1", "bn1", 2).clamp(min=0), 3, 2, 1)
+    if arch.fcn:
+        x = conv_bn(images, "conv1.0", "conv1.1", 2).clamp(min=0)
+        x = conv_bn(x, "conv1.3", "conv1.4", 1).clamp(min=0)
+        x = conv_bn(x, "conv1.6", "bn1", 1).clamp(min=0)
+    else:
+        x = conv_bn(images, "conv1", "bn1", 2).clamp(min=0)
+    x = F.max_pool2d(x, 3, 2, 1)
     found = [x]
     for stage, count in enumerate(arch.blocks, start=1):
         for b in range(count):
             at = f"layer{stage}.{b}"
             stride = 2 if stage > 1 and b == 0 else 1
+            dilation = 1
+            if arch.fcn and stage > 2:
+                stride, dilation = 1, {3: (1, 2), 4: (2, 4)}[stage][min(b, 1)]
             strides = (1, stride, 1) if arch.bottleneck else (stride, 1)
             y = x
             for i, step in enumerate(strides, start=1):
-                y = conv_bn(y, f"{at}.conv{i}", f"{at}.bn{i}", step)
+                y = conv_bn(y, f"{at}.conv{i}", f"{at}.bn{i}", step, dilation)
                 y = y.clamp(min=0) if i < len(strides) else y
             if f"{at}.downsample.0.weight" in state:
                 x = conv_bn(x, f"{at}.downsample.0", f"{at}.downsample.1", stride)
@@ -105,9 +116,20 @@ def test_basic_geometry_is_the_published_table() -> None:
     assert [t.field_px for t in table] == [11, 27, 43, 67, 99, 147, 211]
 
 
+def test_dilated_geometry() -> None:
+    """Stages three and four keep the second's jump; their 3x3 reach 2 and 4 cells, but for the
+    first of each, which reach what the stage before does."""
+    table = tap_table("fcn_resnet101")
+    assert [t.jump_px for t in table] == [4] * 4 + [8] * 30
+    fields = [t.field_px for t in table]
+    assert fields[:10] == [15, 23, 31, 39, 47, 63, 79, 95, 111, 143]
+    assert np.diff(fields[8:]).tolist() == [32] * 22 + [32, 64, 64]
+
+
 @pytest.mark.parametrize(
     ("name", "channels"),
     [
+        ("fcn_resnet101", [128] + [256] * 3 + [512] * 4 + [1024] * 23 + [2048] * 3),
         ("resnet18", [64] * 3 + [128] * 2 + [256] * 2 + [512] * 2),
         ("resnet50", [64] + [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3),
         ("resnet101", [64] + [256] * 3 + [512] * 4 + [1024] * 23 + [2048] * 3),
@@ -119,7 +141,8 @@ def test_number_of_ids_and_channels(name: str, channels: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("resnet18", 120), ("resnet50", 318), ("resnet101", 624)]
+    ("name", "count"),
+    [("resnet18", 120), ("resnet50", 318), ("resnet101", 624), ("fcn_resnet101", 636)],
 )
 def test_as_many_tensors_as_torchvision_has_without_its_classifier(name: str, count: int) -> None:
     with torch.device("meta"):
@@ -145,7 +168,9 @@ def test_small_trunk_is_small() -> None:
         assert sum(p.numel() for p in ResNet(SMALL).parameters()) <= 400_000
 
 
-@pytest.mark.parametrize(("name", "k"), [(SMALL, 0), (SMALL, 2), (SMALL, 3), ("resnet50", 4)])
+@pytest.mark.parametrize(
+    ("name", "k"), [(SMALL, 0), (SMALL, 2), (SMALL, 3), ("resnet50", 4), ("fcn_resnet101", 9)]
+)
 def test_receptive_field_is_what_a_cell_sees(name: str, k: int) -> None:
     """Averaging kernels, and one bright pixel at the rim of the field, then just outside."""
     with torch.device("meta"):
@@ -190,8 +215,11 @@ def test_unknown_backbone_lists_the_known() -> None:
 # -- taps -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "last"), [(SMALL, 6), ("resnet50", 16)])
-def test_taps_equal_a_functional_restatement(name: str, last: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "last"), [(SMALL, 6), ("resnet50", 16), ("dilated", 6)])
+def test_taps_equal_a_functional_restatement(
+    name: str, last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "dilated", Architecture(True, (1, 2, 2, 1), 8, fcn=True))
     state = random_state(name, last)
     model = build_backbone(name, save(state, tmp_path / "w.pth"), upto=last)
     images = torch.randn(2, 3, 49, 70, generator=torch.Generator().manual_seed(1))
@@ -445,6 +473,7 @@ def test_published_names_end_in_a_hash() -> None:
         "resnet18": "resnet18-f37072fd.pth",
         "resnet50": "resnet50-0676ba61.pth",
         "resnet101": "resnet101-63fe2227.pth",
+        "fcn_resnet101": None,
         "resnet_small": None,
     }
 

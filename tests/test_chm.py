@@ -305,15 +305,21 @@ def test_features_that_are_not_finite_are_an_error(tiny: CHM) -> None:
 # -- weights --------------------------------------------------------------------------------------
 
 
-def as_official(state: dict[str, Tensor], kernel: str) -> dict[str, Tensor]:
+def as_doubled_trunk(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict as the official files hold it: one trunk, its tensors stacked on dimension 0."""
-    official = {key: value for key, value in state.items() if key.startswith("learner.")}
+    official = {key: value for key, value in state.items() if not key.startswith("backbone.")}
     for key, value in state.items():
         if key.startswith("backbone.query."):
             name = key.removeprefix("backbone.query.")
             other = state[f"backbone.reference.{name}"]
             both = value if value.ndim == 0 else torch.cat([value, other])
             official[f"backbone.{name}"] = both
+    return official
+
+
+def as_official(state: dict[str, Tensor], kernel: str) -> dict[str, Tensor]:
+    """CHM's files, with more of the trunk than is used."""
+    official = as_doubled_trunk(state)
     official["backbone.layer4.0.conv1.weight"] = torch.ones(8, 2, 1, 1)
     official |= {"backbone.fc.weight": torch.ones(5, 96), "backbone.fc.bias": torch.ones(5)}
     if kernel == "full":

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemf import convolution
-from nemf.convolution import convolve
+from nemf.convolution import convolve, doubled
 
 
 def by_cells(volume: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -127,3 +127,17 @@ def test_shapes_that_mean_nothing(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         convolve(torch.zeros(volume), torch.zeros(weight))
+
+
+def test_doubling_is_linear_between_the_outermost_cells() -> None:
+    """Along every axis: of n cells cell k lies at k (2n - 1) / (n - 1) of the doubled ones."""
+    volume = drawn(0, 2, 3, 2, 3, 4, 5)
+    expected = volume.numpy()
+    for axis in range(2, 6):
+        n = expected.shape[axis]
+        place = np.arange(n) * (2 * n - 1) / (n - 1)
+        expected = np.apply_along_axis(
+            lambda line, place=place, n=n: np.interp(np.arange(2 * n), place, line), axis, expected
+        )
+    np.testing.assert_allclose(doubled(volume), expected, atol=1e-12)
+    np.testing.assert_allclose(doubled(volume[0, 0]), expected[0, 0], atol=1e-12)

@@ -122,6 +122,7 @@ BBOX = np.float32([[10, 10, 110, 90], [10, 10, 110, 90], [5, 40, 45, 340]])
 FRAMES = {
     "original": (Frame("original"), [[1, 1], [1, 1], [1, 1]]),
     "squash": (Frame("squash", 100), [[0.5, 1], [0.5, 1], [2, 0.25]]),
+    "oblong": (Frame("squash", 100, 50), [[0.5, 0.5], [0.5, 0.5], [2, 0.125]]),
     "fit": (Frame("fit", 200), [[1, 1], [1, 1], [0.5, 0.5]]),  # A fits as it is
     "scale": (Frame("scale", 300), [[1.5, 1.5], [1.5, 1.5], [0.75, 0.75]]),
 }
@@ -167,6 +168,8 @@ def test_no_answer_is_infinitely_wrong() -> None:
         ("bbox", "fit", [100, 100, 150]),
         ("image", "original", [200, 200, 400]),
         ("image", "squash", [100, 100, 100]),
+        ("bbox", "oblong", [50, 50, 80]),  # A: 50 x 40, B: 80 x 37.5
+        ("image", "oblong", [100, 100, 100]),
         ("image", "fit", [200, 200, 200]),
         ("bbox", "scale", [150, 150, 225]),
         ("image", "scale", [300, 300, 300]),
@@ -315,6 +318,11 @@ def test_protocols_of_the_design() -> None:
     assert paper.plan.for_layout("spair").canvas == "own"
     assert get_protocol("cats-paper").bases["pfwillow"] == "kps_extent_padded"
     assert get_protocol("cats-paper").frame == Frame("squash", 256)
+    catspp, catspp_kp = get_protocol("catspp-paper"), get_protocol("catspp-paper-kp")
+    assert catspp.plan == catspp_kp.plan == get_protocol("cats-paper").plan
+    assert catspp.frame == catspp_kp.frame == Frame("squash", 512)
+    assert catspp.bases == get_protocol("cats-paper").bases
+    assert catspp_kp.bases == canonical.bases
     assert get_protocol("hpf-paper").frame == Frame("fit", 300)
     assert get_protocol("scot-paper").frame == Frame("scale", 300)
     assert get_protocol("scot-paper").inclusive
@@ -327,6 +335,13 @@ def test_protocols_of_the_design() -> None:
     assert chm.bases["pfwillow"] == "kps_extent_padded_2"
     assert ncnet.inclusive
     assert chm.inclusive
+    dhpf, mmnet = get_protocol("dhpf-paper"), get_protocol("mmnet-paper")
+    assert (dhpf.plan, mmnet.plan) == (chm.plan, chm.plan)
+    assert (dhpf.frame, mmnet.frame) == (Frame("squash", 240), Frame("squash", 320, 224))
+    assert dhpf.bases == chm.bases | {"pfwillow": "kps_extent_padded"}
+    assert mmnet.bases == canonical.bases
+    assert dhpf.inclusive
+    assert mmnet.inclusive
 
 
 def test_frames_in_words() -> None:
@@ -334,6 +349,7 @@ def test_frames_in_words() -> None:
     assert words == {
         "original": "original pixels",
         "squash": "squashed to 100x100",
+        "oblong": "squashed to 100 wide, 50 high",
         "fit": "longer side <= 200",
         "scale": "longer side 300",
     }

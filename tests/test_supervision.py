@@ -25,6 +25,14 @@ TRAINABLE: dict[str, dict[str, Any]] = {
         "input_size": 96,
     },
     "chm": {"backbone": "resnet_small", "input_size": 96},
+    "transformatcher": {"backbone": "resnet_small", "input_size": 96, "depth": 1},
+    "scorrsan": {  # with its second network in its own tests
+        **{"backbone": "resnet_small", "input_size": 96, "width": 100, "feature_size": 12},
+    },
+    "catspp": {
+        **{"backbone": "resnet_small", "layers": (4, 5, 6), "input_size": 96},
+        **{"affinity_dim": 16, "query_dim": 32},
+    },
 }
 
 
@@ -263,7 +271,7 @@ def test_a_matcher_that_is_not_trainable_says_so() -> None:
         nemf.build_matcher("copy").loss(uneven_batch())
 
 
-@pytest.mark.parametrize("name", ["cats", "chm", "ncnet"])
+@pytest.mark.parametrize("name", ["cats", "chm", "ncnet", "scorrsan", "transformatcher"])
 def test_frames_of_another_size_are_refused(name: str) -> None:
     built = nemf.build_matcher(name, init="random", **TRAINABLE[name])
     with pytest.raises(NemfError, match="128 px"):

@@ -56,6 +56,7 @@ CARD = MatcherCard(
     description="A neural field scores any two points; PatchMatch and gradient steps search it.",
     published_as="NeMF",
     flow_resolution="ori",
+    weights_at="not in the official repository (github.com/KU-CVLAB/NeMF)",
 )
 
 INPUT_PX = 256

@@ -1,0 +1,12 @@
+# The CATs of the regression gate, weights in experiments/weights: small before good.
+_base_ = "cats_small.py"
+epochs = 20  # of 300 pairs
+export_half = True
+model = dict(matcher=dict(layers=(4,), feature_size=8, proj_dim=8, mlp_ratio=1))
+val_cfg = dict(pairs=60)
+train_cfg = dict(max_epochs=epochs, val_interval=2)
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, begin=0, end=1, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, end=epochs, eta_min=1e-6, convert_to_iter_based=True),
+]
