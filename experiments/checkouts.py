@@ -146,6 +146,13 @@ class Repository:
         text = _git(self.root, "rev-list", "--first-parent", *count, range_)
         return [self.commit(sha) for sha in reversed(text.split())]
 
+    def first_parent(self, commit: Commit) -> str | None:
+        """Its SHA, None if there is none here."""
+        try:
+            return _git(self.root, "rev-parse", "--verify", "--quiet", f"{commit.sha}^")
+        except NemfError:
+            return None
+
     def has(self, commit: Commit, path: Path) -> bool:
         """Whether a file is in a commit."""
         try:

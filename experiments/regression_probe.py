@@ -50,8 +50,9 @@ def cost() -> None:
 
     import nemf
     from experiments import configurations
+    from experiments.feature_cache import FeatureCache
     from experiments.jobs import open_dataset
-    from experiments.prediction import FeatureCache, predict_pairs
+    from experiments.prediction import predict_pairs
     from nemf.scoring import get_protocol
 
     name, data, out, protocol, n_pairs = sys.argv[2:7]

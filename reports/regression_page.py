@@ -1,4 +1,4 @@
-"""The pages of regression tracking: a summary for a pull request, a history with its picture.
+"""The pages of regression tracking: a summary for a pull request, what a bisection found.
 
 Everything here reads the content of the JSON files that docs/regressions.md describes and computes
 nothing new.
@@ -6,21 +6,22 @@ nothing new.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemf.files import write_whole
+from nemf.files import write_text
 
-_ORDER = ("worse", "not comparable", "improved", "same")
+_ORDER = ("worse", "not comparable", "undecided", "improved", "same")
 
 
 def summary(content: Mapping[str, Any]) -> str:
     """A comparison in Markdown: what to know first, the cells that changed, the others folded."""
     cells = content["cells"]
     lines = [f"## {headline(content)}", ""]
-    lines.append(f"{_commit(content['base'])} → {_commit(content['head'])}")
+    lines.append(f"{commit_text(content['base'])} → {commit_text(content['head'])}")
     if any(cell["synthetic"] for cell in cells):
         lines.append("(SYNTHETIC stand-ins: good for noticing changes, no figures to quote)")
     lines.append("")
@@ -34,7 +35,7 @@ def summary(content: Mapping[str, Any]) -> str:
             mark = "**worse**" if cell["verdict"] == "worse" else cell["verdict"]
             mark += "" if cell["guarded"] else " (not guarded)"
             names = "<br>".join(c["cell"] for c in alike)
-            lines.append(f"| {names} | {mark} | {_escaped(texts)} | {cause_text(cell)} |")
+            lines.append(f"| {names} | {mark} | {escaped(texts)} | {cause_text(cell)} |")
         lines.append("")
     lines += _details(cells)
     lines += _cost(cells)
@@ -60,14 +61,15 @@ def headline(content: Mapping[str, Any]) -> str:
     counts = Counter(cell["verdict"] for cell in content["cells"])
     parts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict])
     failing = {cell["verdict"] for cell in content["cells"] if cell["fails"]}
-    state = "No regression"
+    state = "UNDECIDED" if counts["undecided"] else "No regression"
     if failing:
         state = "REGRESSION" if "worse" in failing else "NOT COMPARED"
     return f"{state}: {parts} of {len(content['cells'])} cells"
 
 
-def _commit(side: Mapping[str, Any]) -> str:
-    subject = f" ({_escaped(side['subject'])})" if side.get("subject") else ""
+def commit_text(side: Mapping[str, Any]) -> str:
+    """Label and subject."""
+    subject = f" ({escaped(side['subject'])})" if side.get("subject") else ""
     return f"`{side['label']}`{subject}"
 
 
@@ -77,7 +79,7 @@ def cause_text(cell: Mapping[str, Any]) -> str:
         return "" if cell["exactness"] is None else "nothing on the prediction path"
     texts = []
     for cause in cell["causes"]:
-        if cause["what"] in ("code", "weights"):
+        if cause["what"] in ("code", "weights", "pixels"):
             texts.append(cause["what"])
         elif cause["what"] == "libraries":
             old, new = (dict(cause[side] or {}) for side in ("base", "head"))
@@ -85,7 +87,7 @@ def cause_text(cell: Mapping[str, Any]) -> str:
             texts += [f"{n} {old.get(n)} → {new.get(n)}" for n in differing]
         else:
             texts.append(f"{cause['what']} {cause['base']} → {cause['head']}")
-    return _escaped(", ".join(texts))
+    return escaped(", ".join(texts))
 
 
 def exactness_text(found: Mapping[str, Any]) -> str:
@@ -151,94 +153,32 @@ def _cost(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """One line that may stand in a cell of a table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
-# -- history --------------------------------------------------------------------------------------
-
-
-def history_page(content: Mapping[str, Any]) -> str:
-    """The commits of a history with the metric of each cell, and its change points, in Markdown."""
-    commits = content["commits"]
-    lines = [f"## {len(commits)} commits, PCK@{content['alpha']:g} in percent", ""]
-    if not content["changes"]:
-        lines += ["No change point.", ""]
-    else:
-        lines += ["| commit | cell | verdict | why | changed |", "|---|---|---|---|---|"]
-        for change in content["changes"]:
-            texts = "<br>".join(f"{r['watch']}: {r['text']}" for r in change["reasons"])
-            commit = commits[change["at"]]
-            lines.append(
-                f"| {_commit(commit)} | {change['cell']} | {change['verdict']} | "
-                f"{_escaped(texts)} | {cause_text(change)} |"
-            )
-        lines.append("")
-    names = list(content["series"])
-    lines += [f"| commit | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for at, commit in enumerate(commits):
-        values = []
-        for name in names:
-            point = content["series"][name][at]
-            values.append("–" if point["pck"] is None else f"{100 * point['pck']:.1f}")
-        lines.append(f"| {_commit(commit)} | {' | '.join(values)} |")
-    lines.append("")
-    for commit in commits:
-        if commit["problem"]:
-            lines.append(f"- `{commit['label']}`: {_escaped(commit['problem'])}")
+def bisect_page(content: Mapping[str, Any]) -> str:
+    """What a bisection found, and the commits that it ran, in Markdown."""
+    lines = [f"## {content['n_commits']} commits, {len(content['runs'])} runs", ""]
+    for culprit in content["culprits"]:
+        commit = culprit["first_bad"]
+        lines.append(f"First bad commit: `{commit['label']}` {commit['subject']}")
+        if culprit["or_one_of"]:
+            others = ", ".join(f"`{c['label']}`" for c in culprit["or_one_of"])
+            lines.append(f"(or one of {others}, which cannot be compared)")
+        lines += [f"- {hit['cell']}: {hit['watch']}" for hit in culprit["worse"]] + [""]
+    lines += ["| run | commit | worse | cannot tell |", "|---|---|---|---|"]
+    for number, run in enumerate(content["runs"], 1):
+        worse = ", ".join(run["worse"]) or "–"
+        problems = "; ".join(run["problems"]) or "–"
+        lines.append(f"| {number} | `{run['label']}` {run['subject']} | {worse} | {problems} |")
     return "\n".join(lines) + "\n"
 
 
-def draw_history(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """``history.png`` and ``history.pdf``: the metric of every cell over the commits with its band;
-    change points as lines (red: worse, green: improved, grey: another dataset or protocol), commits
-    without a prediction as gaps. NemfError if they cannot be written."""
-    import matplotlib
-    import seaborn
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    colours = {"worse": "#D55E00", "improved": "#009E73", "not comparable": "0.5"}
-    series, commits = content["series"], content["commits"]
-    files = [folder / "history.png", folder / "history.pdf"]
-    style = {"pdf.fonttype": 42, "font.size": 8, "axes.titlesize": 8, "grid.linewidth": 0.4}
-    with matplotlib.rc_context(seaborn.axes_style("whitegrid") | style):
-        columns = min(2, len(series))
-        rows = -(-len(series) // columns)
-        size = (3.8 * columns, 1.9 * rows + 0.6)
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-        for axes in list(grid.flat)[len(series) :]:
-            axes.set_visible(False)
-        for axes, (name, points) in zip(grid.flat, series.items(), strict=False):
-            pck, low, high = (
-                [_percent(point[key]) for point in points] for key in ("pck", "low", "high")
-            )
-            axes.plot(range(len(points)), pck, color="#0072B2", marker="o", ms=3, lw=1)
-            axes.fill_between(range(len(points)), low, high, color="#0072B2", alpha=0.2, lw=0)
-            for change in content["changes"]:
-                if change["cell"] == name:
-                    axes.axvline(
-                        change["at"] - 0.5, color=colours[change["verdict"]], lw=1.2, ls="--"
-                    )
-            axes.set_title(name)
-            axes.set_xlim(-0.5, len(points) - 0.5)
-            axes.set_xticks(range(len(points)), [c["label"] for c in commits], rotation=90)
-            seaborn.despine(ax=axes)
-        kind = "SYNTHETIC stand-ins, " if content["synthetic"] else ""
-        figure.suptitle(f"{kind}PCK@{content['alpha']:g} (%) over commits, 95 % bands", fontsize=8)
-        for file in files:
-            ending = file.suffix[1:]
-            metadata = {"CreationDate": None} if ending == "pdf" else None
-            write_whole(
-                file,
-                lambda path, ending=ending, metadata=metadata: figure.savefig(
-                    path, format=ending, dpi=150, metadata=metadata
-                ),
-            )
+def write_page(folder: Path, name: str, content: Mapping[str, Any], text: str) -> list[Path]:
+    """``<name>.md`` and ``<name>.json`` below ``folder``."""
+    files = [folder / f"{name}.md", folder / f"{name}.json"]
+    write_text(files[0], text)
+    write_text(files[1], json.dumps(content, indent=1, allow_nan=False) + "\n")
     return files
-
-
-def _percent(value: float | None) -> float:
-    return float("nan") if value is None else 100 * value

@@ -21,25 +21,22 @@ from nemf.errors import NemfError
 from nemf.predictions import Predictions
 from nemf.scoring import get_protocol
 from reports.records import score_pairs
-from reports.regression import (
-    Cell,
+from reports.regression import Observed, judge
+from reports.regression_page import summary
+from reports.regression_policy import Cell, ExactnessRule, Policy
+from reports.regression_watches import (
     Cost,
-    ExactnessRule,
-    Observed,
-    Policy,
     Rescored,
     Side,
     causes,
     cost_ratio,
-    judge,
     not_comparable,
     points_moved,
 )
-from reports.regression_page import summary
 
 REPO = Path(__file__).resolve().parent.parent
 CELL = Cell("nearest_small", "spair", "canonical")
-RULE = ExactnessRule(tolerance_px=0.001, shift_px=0.1)
+RULE = ExactnessRule(tolerance_px=0.001, shift_px=0.1, unexplained_share=0.02)
 PROTOCOL = get_protocol("canonical@1")
 
 
@@ -70,7 +67,8 @@ def answering(
         at = table.column_names.index(f"pred_{axis}")
         column = pa.array(values.astype(np.float32), pa.float32())
         table = table.set_column(at, table.field(at), column)
-    return Predictions(table, copy.deepcopy(questions.meta) | (meta or {"key": "k1"}))
+    changed = {"key": "k1", "facts": {"seed": 1, "code": "c1", "threads": 1}}
+    return Predictions(table, copy.deepcopy(questions.meta) | (meta or changed))
 
 
 def side(predictions: Predictions, protocol: str = "canonical@1") -> Side:
@@ -113,8 +111,9 @@ def good(questions: Predictions) -> Predictions:
 def test_the_policy_lists_its_cells(policy: Policy) -> None:
     names = [str(cell) for cell in policy.cells()]
     assert "nearest_small/spair/canonical" in names
-    assert len(names) == len(set(names)) == 12
-    assert all(policy.guards(cell) for cell in policy.cells())
+    assert len(names) == len(set(names)) == 20
+    assert {cell.dataset for cell in policy.cells(real=True)} == {"pfwillow"}
+    assert all(policy.guards(cell) for cell in [*policy.cells(), *policy.cells(real=True)])
     only = dataclasses.replace(policy, guard=("*/spair/*",))
     assert [only.guards(Cell("m", d, "p")) for d in ("spair", "pfwillow")] == [True, False]
 
@@ -134,6 +133,9 @@ def test_the_policy_lists_its_cells(policy: Policy) -> None:
         (("suite", "data"), {"both": "x"}, "suite.data must be"),
         (("suite", "threads"), 0, "suite.threads must be at least 1"),
         (("cost", "rounds"), 1, "cost.rounds must be at least 2"),
+        (("cost", "most_rounds"), 4, "cost.most_rounds must be at least 5"),
+        (("exactness", "unexplained_share"), -1, "exactness.unexplained_share must be at least 0"),
+        (("suite", "real"), [], "suite.real must name at least one"),
         (("cost", "predictions"), ["cats/spair"], "cats/spair, which is not run"),
         (("guard",), ["cats/*"], "guard pattern 'cats/*' fits no cell"),
     ],
@@ -281,7 +283,7 @@ def test_every_pair_wrong_at_once_is_seen_though_there_is_no_variance(
 def test_too_few_images_are_no_verdict(policy: Policy) -> None:
     few = random_predictions(3, 1, 3)
     few.meta |= {"fingerprint": "f", "n_pairs": 3, "key": "k0"}
-    base = answering(few, few.points("true"))
+    base = answering(few, few.points("true"), {"key": "k0"})
     points = base.points("pred").copy()
     points[0] += 400
     (verdict,) = judge([observe(base, answering(few, points))], policy)
@@ -377,6 +379,20 @@ def test_other_weights_may_lean_to_one_side(policy: Policy, good: Predictions) -
     assert [cause["what"] for cause in verdict["causes"]] == ["weights"]
 
 
+def test_moves_that_nothing_explains_are_a_regression(policy: Policy, good: Predictions) -> None:
+    """The same code, weights and libraries: a few points may flip on another processor."""
+    for share, expected in ((0.01, "same"), (0.04, "worse")):
+        points = good.points("pred").copy()
+        points[: round(share * len(points))] += [0.05, -0.05]
+        for meta, verdict_then in (({"key": "k1"}, expected), (None, "same")):
+            (verdict,) = judge([observe(good, answering(good, points, meta))], policy)
+            assert verdict["verdict"] == verdict_then
+    (verdict,) = judge([observe(good, answering(good, points, {"key": "k1"}))], policy)
+    (reason,) = verdict["reasons"]
+    assert reason["watch"] == "exactness"
+    assert "points moved though nothing on the prediction path differs" in reason["text"]
+
+
 # -- causes ---------------------------------------------------------------------------------------
 
 
@@ -423,7 +439,9 @@ def test_a_cost_ratio_is_a_geometric_mean_with_a_t_interval() -> None:
         ([0.7, 0.71, 0.7, 0.69, 0.7], [100] * 5, "improved"),
         ([1.0] * 5, [130, 131, 130, 130, 129], "worse"),
         ([0.7] * 5, [130] * 5, "worse"),
-        ([0.8, 2.4, 1.1, 1.9, 1.0], [100] * 5, "same"),  # slower perhaps, but not surely
+        ([0.8, 2.4, 1.1, 1.9, 1.0], [100] * 5, "undecided"),  # slower perhaps, but not surely
+        ([1.14, 1.16, 1.15, 1.14, 1.16], [100] * 5, "undecided"),  # at the limit
+        ([0.8, 2.4, 1.1, 1.9, 1.0], [130] * 5, "worse"),
     ],
 )
 def test_cost_is_judged_by_its_interval(
@@ -433,6 +451,20 @@ def test_cost_is_judged_by_its_interval(
     item = Observed(CELL, side(good), side(good), None, cost=cost)
     (verdict,) = judge([item], policy)
     assert verdict["verdict"] == expected
+    assert verdict["fails"] is (expected == "worse")
+    if expected == "undecided":
+        (reason,) = verdict["reasons"]
+        assert "after 5 rounds, which does not decide whether it lies between" in reason["text"]
+
+
+def test_one_looks_after_twice_as_many_rounds_and_the_level_holds_for_all_looks(
+    policy: Policy,
+) -> None:
+    assert policy.cost.looks == [5, 10, 20]
+    assert policy.cost.look_level == pytest.approx(1 - 0.01 / 3)
+    once = dataclasses.replace(policy.cost, most_rounds=5)
+    assert (once.looks, once.look_level) == ([5], pytest.approx(0.99))
+    assert dataclasses.replace(policy.cost, most_rounds=12).looks == [5, 10, 12]
 
 
 # -- the page -------------------------------------------------------------------------------------
@@ -452,6 +484,11 @@ def test_the_summary_says_what_where_and_why(policy: Policy, good: Predictions) 
     assert "A \\| bar" in text
     assert "SYNTHETIC" in text
     assert "| nearest_small/spair | 1 → 1 | 1.00 [1.00, 1.00] | 100 → 100 |" in text
+    unsure = Cost([1.0] * 3, [0.8, 1.9, 1.2], [100.0] * 3, [100.0] * 3)
+    doubt = judge([Observed(CELL, side(good), side(good), None, cost=unsure)], policy)
+    text = summary(content | {"failed": False, "cells": doubt, "note": ""})
+    assert text.startswith("## UNDECIDED: 1 undecided of 1 cells\n")
+    assert "| nearest_small/spair/canonical | undecided | cost: 1.2 instead of 1 s per pair" in text
     calm = judge([Observed(CELL, side(good), side(good), None)], policy)
     text = summary(content | {"failed": False, "cells": calm, "note": ""})
     assert text.startswith("## No regression: 1 same of 1 cells\n")

@@ -20,8 +20,8 @@ from experiments.benchmarks import random_predictions
 from experiments.checkouts import Repository
 from experiments.cli import main_group
 from experiments.regression import Regressions
+from nemf.claims import claimed
 from nemf.errors import NemfError
-from nemf.files import claimed
 
 pytestmark = pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 REPO = Path(__file__).resolve().parent.parent
@@ -31,12 +31,13 @@ suite:
   threads: 1
   matchers: [offset]
   datasets: [fixed]
+  real: [fixed]
   protocols: [canonical]
   renamed: {}
 guard: ["*"]
 accuracy: {alphas: [0.05, 0.1], level: 0.05, least_change: 0.005, least_class_change: 0.02}
-exactness: {tolerance_px: 0.001, shift_px: 0.1}
-cost: {predictions: [], rounds: 2, blocks: 1, pairs: 1, level: 0.9,
+exactness: {tolerance_px: 0.001, shift_px: 0.1, unexplained_share: 0.02}
+cost: {predictions: [], rounds: 2, most_rounds: 2, blocks: 1, pairs: 1, level: 0.9,
        seconds_ratio: 1.15, memory_ratio: 1.15}
 """
 CLI = '''
@@ -164,6 +165,7 @@ def write_questions(root: Path, n_pairs: int = 120) -> None:
 def root(_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in [name for name in os.environ if name.startswith("NEMF_W")]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     copy = tmp_path / "suite"
     shutil.copytree(_template, copy)
     yield copy
@@ -486,10 +488,37 @@ def test_the_command_prints_markdown_or_json_and_ends_with_a_status(root: Path) 
     assert json.loads(done.stdout)["failed"] is True
 
 
+@pytest.mark.long
+def test_a_history_is_rebuilt_from_mlflow_without_the_repository(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(root, off_px=1.5)
+    commit(root, "half a pixel")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store/mlflow.db")
+    done = nemf(root, "--history", "3")
+    assert done.returncode == 0, done.stderr
+    assert f"MLflow: sqlite:///{tmp_path}/store/mlflow.db" in done.stderr
+    assert "exactness: most points moved the same way" in done.stdout
+    (folder,) = (root / "outputs" / "regress").glob("history-*")
+    shutil.move(folder, tmp_path / "published")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = nemf(elsewhere, "--history", "3", "--from-mlflow")
+    assert done.returncode == 0, done.stderr
+    (again,) = (elsewhere / "outputs" / "regress").glob("history-*")
+    names = sorted(path.name for path in again.iterdir())
+    assert names == ["history.json", "history.md", "history.pdf", "history.png"]
+    for name in names:
+        assert (again / name).read_bytes() == (tmp_path / "published" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (("--base", "HEAD", "--history", "3"), "do not go together"),
+        (("--from-mlflow",), "--from-mlflow goes with --history N"),
+        (("--history", "3", "--from-mlflow", "--head", "HEAD"), "do not go with it"),
+        (("--history", "3", "--from-mlflow"), "needs MLFLOW_TRACKING_URI"),
         (("--accept", "why", "--head", "HEAD"), "takes no --head"),
         (("--base", "HEAD", "--cell", "other"), "--cell 'other' fits none"),
         (("--history", "1"), "at least 2 commits"),

@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import expit
 
-from reports.regression import AccuracyRule, Policy
+from reports.regression_policy import AccuracyRule, Policy
 from reports.statistics import paired_difference
 
 SEED = 31
