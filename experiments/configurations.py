@@ -2,19 +2,21 @@
 
 ``<matcher>/<dataset>`` names the config that inherits from ``configs/runtime.py``,
 ``configs/matchers/<matcher>.py`` and ``configs/datasets/<dataset>.py``; so a new matcher is one
-config file that works on every dataset, and the other way round. A path to a config file of one's
-own (which may inherit from these through ``_base_``) works everywhere a name does.
+config file that works on every dataset, and the other way round. ``path/to/mine.py/<dataset>`` does
+the same with a matcher file of one's own. A path to a whole config (which may inherit from these
+through ``_base_``) works everywhere a name does.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmengine.config import Config
+from nemf.errors import NemfError, WeightsNotFound, did_you_mean
 
-from nemf.errors import NemfError, WeightsNotFound
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -25,25 +27,30 @@ def config_names(kind: str) -> list[str]:
 
 
 def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
-    """A config by ``<matcher>/<dataset>`` or by path, with ``--cfg-options`` merged in.
+    """A config by ``<matcher>/<dataset>``, the matcher by name or path, or a whole config by path;
+    with ``--cfg-options`` merged in.
 
     NemfError for an unknown name, a file that does not parse, or an option that does not fit.
     """
     if name.endswith(".py"):
         config = _from_file(Path(name))
     else:
-        matcher, _, dataset = name.partition("/")
-        parts = {"matchers": matcher, "datasets": dataset}
-        for kind, part in parts.items():
-            if part not in config_names(kind):
-                raise NemfError(
-                    f"unknown config {name!r}: expected <matcher>/<dataset> with matcher one of "
-                    f"{', '.join(config_names('matchers'))} and dataset one of "
-                    f"{', '.join(config_names('datasets'))}, or a path ending in .py"
-                )
-        bases = [CONFIGS / "runtime.py", *(CONFIGS / k / f"{p}.py" for k, p in parts.items())]
+        parts = zip(("matchers", "datasets"), name.rpartition("/")[::2], strict=True)
+        bases = [CONFIGS / "runtime.py", *(_base(kind, part, name) for kind, part in parts)]
         config = _parse(lambda: _inherit(bases), name)
     return _merged(config, options, name)
+
+
+def names_of(name: str) -> tuple[str, ...]:
+    """The name as typed and, if a matcher config is called so, the label of its predictions."""
+    if name not in config_names("matchers"):
+        return (name,)
+    return name, load_config(f"{name}/spair").label
+
+
+def row_order(matchers: tuple[str, ...]) -> dict[str, int]:
+    """Position of each matcher config's label."""
+    return {load_config(f"{m}/spair").label: i for i, m in enumerate(matchers)}
 
 
 def training_config(name: str, options: dict[str, Any] | None = None) -> Config:
@@ -51,8 +58,11 @@ def training_config(name: str, options: dict[str, Any] | None = None) -> Config:
     :func:`load_config`."""
     path = Path(name) if name.endswith(".py") else CONFIGS / "training" / f"{name}.py"
     if not name.endswith(".py") and name not in config_names("training"):
-        known = ", ".join(config_names("training"))
-        raise NemfError(f"unknown training config {name!r}: choose {known}, or a path in .py")
+        known = config_names("training")
+        raise NemfError(
+            f"unknown training config {name!r}{did_you_mean(name, known)}: choose "
+            f"{', '.join(known)}, or a path in .py"
+        )
     return _merged(_from_file(path), options, name)
 
 
@@ -62,25 +72,46 @@ def trained_file(recipe: str, out: Path) -> Path:
 
 
 def fill_weights(config: Config, out: Path) -> None:
-    """Gives a matcher config with a ``recipe`` the weights of that training: from ``out``, else
-    ``<recipe>.pth`` in ``$NEMF_WEIGHTS``. Weights named in the config win. WeightsNotFound if there
-    are none."""
-    recipe = config.get("recipe")
-    if recipe is None or config.model.get("weights") or config.model.get("init"):
+    """Gives a matcher config its weights: with a ``recipe`` those of that training, from ``out`` or
+    ``<recipe>.pth`` in ``$NEMF_WEIGHTS``; with ``checkpoints`` the file that they name for the
+    dataset's type (SPair-71k's where they name none), below ``$NEMF_WEIGHTS``. Weights named in
+    the config win. WeightsNotFound if there are none."""
+    recipe, checkpoints = config.get("recipe"), config.get("checkpoints")
+    if config.model.get("weights") or config.model.get("init") or not (recipe or checkpoints):
         return
-    places = [trained_file(recipe, out)]
-    if os.environ.get("NEMF_WEIGHTS"):
-        places.append(Path(os.environ["NEMF_WEIGHTS"]) / f"{recipe}.pth")
+    folder = os.environ.get("NEMF_WEIGHTS")
+    places = [trained_file(recipe, out)] if recipe else []
+    wanted = f"{recipe}.pth" if recipe else checkpoints.get(config.dataset.type, checkpoints.spair)
+    if folder:
+        places.append(Path(folder) / wanted)
     found = next((place for place in places if place.is_file()), None)
     if found is None:
+        train = f"run `nemf train {recipe}`, or " if recipe else ""
         raise WeightsNotFound(
-            f"no weights for {config.label}: run `nemf train {recipe}`, or put {recipe}.pth into "
-            "the folder of --weights"
+            f"no weights for {config.label}: {train}put {wanted} into the folder of --weights "
+            f"({folder or 'not given'})"
         )
     config.model.weights = str(found)
 
 
+def _base(kind: str, part: str, name: str) -> Path:
+    """The file of a ``part`` of the config ``name``, by its own name or, of a matcher, by path."""
+    if kind == "matchers" and part.endswith(".py"):
+        if not Path(part).is_file():
+            raise NemfError(f"{part}: no such matcher config")
+        return Path(part).resolve()
+    known = config_names(kind)
+    if part not in known:
+        raise NemfError(
+            f"unknown config {name!r}{did_you_mean(part, known)}: expected <matcher>/<dataset> "
+            f"with one of the {kind} {', '.join(known)}, or a path ending in .py"
+        )
+    return CONFIGS / kind / f"{part}.py"
+
+
 def _from_file(path: Path) -> Config:
+    from mmengine.config import Config
+
     if not path.is_file():
         raise NemfError(f"{path}: no such config file")
     return _parse(lambda: Config.fromfile(path), str(path))
@@ -123,6 +154,8 @@ def _check_key(config: Config, key: str, name: str) -> None:
 
 
 def _inherit(bases: list[Path]) -> Config:
+    from mmengine.config import Config
+
     text = "_base_ = " + repr([str(base) for base in bases]) + "\n"
     return Config.fromstring(text, ".py")
 

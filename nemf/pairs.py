@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from nemf.errors import NemfError
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 Size = tuple[int, int]
@@ -193,8 +196,27 @@ class Matches:
     ``points`` float32 (N, 2), pixels of the original reference image, one row per query, NaN = no
     answer; ``confidence`` (N,) or None; ``flow`` (2, H, W) px on the query image's grid, pointing
     into the reference image, or None.
+
+    ``scene``: what :func:`nemf.match` was asked: query and reference pixels uint8 (H, W, 3) and the
+    query points (N, 2) px; None for a matcher's bare answer.
     """
 
     points: Tensor
     confidence: Tensor | None = None
     flow: Tensor | None = None
+    scene: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(
+        default=None, init=False, repr=False
+    )
+
+    def plot(self, titles: tuple[str, str] = ("query", "reference")) -> Figure:
+        """Both images with the numbered points and their answers, as a matplotlib figure: shown by
+        a notebook, kept by ``.savefig(file)``. NemfError without a ``scene``."""
+        from nemf.match_pictures import match_figure
+
+        if self.scene is None:
+            raise NemfError(
+                "these matches know no images: nemf.match gives some that do; for others call "
+                "nemf.match_pictures.match_figure"
+            )
+        answers = self.points.detach().cpu().numpy()
+        return match_figure(*self.scene, {"": answers}, titles)

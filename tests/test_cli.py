@@ -15,21 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image as PILImage
 
-from experiments.cli import main
 from nemf.cards import available_matchers
 from nemf.datasets import available_datasets
 from nemf.predictions import Predictions
 from nemf.scoring import PROTOCOLS, available_protocols
 from tests.conftest import REPO, save_image, write_json
-
-
-@dataclass
-class Result:
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -40,24 +31,6 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def nemf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """``nemf(*arguments)`` runs the command line in this process."""
-
-    def run(*arguments: Any) -> Result:
-        monkeypatch.setattr(sys, "argv", ["nemf", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as leave:
-            status = leave.code if isinstance(leave.code, int) else 0 if leave.code is None else 1
-        captured = capsys.readouterr()
-        return Result(status, captured.out, captured.err)
-
-    return run
-
-
 def half_written(folder: Path) -> list[str]:
     """What only an interrupted writer would leave, and any prediction file."""
     return [
@@ -65,7 +38,7 @@ def half_written(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if path.is_file()
         and (path.name == "predictions.parquet" or path.name.startswith("."))
-        and path.name != ".lock"
+        and not path.name.startswith(".lock.")
     ]
 
 
@@ -314,10 +287,25 @@ BAD: dict[str, tuple[Callable[[Bench], list[Any]], str]] = {
     "points of three": (match("--points", "1,2,3"), "--points '1,2,3': expected"),
     "no points": (match("--points", " "), "--points ' ': expected"),
     "points that are NaN": (match("--points", "nan,1"), "points must be finite"),
-    "image that is text": (match("--points", "1,1", image=b"text"), "b.png: image does not decode"),
-    "picture that is no PNG": (
-        match("--points", "1,1", "--picture", "m.jpg"),
-        "m.jpg: pictures are PNG",
+    "image that is text": (match("--points", "1,1", image=b"text"), "b.png: not a readable image"),
+    "picture of no kind that can be written": (
+        match("--points", "1,1", "--out", "m.bmp"),
+        "m.bmp: give a name that ends in .png, .pdf",
+    ),
+    "points and a grid": (match("--points", "1,1", "--grid", "3"), "give one of them"),
+    "point outside": (match("--points", "1,1 300,9"), "point 2 (300, 9) lies outside"),
+    "match without the weights": (
+        match("--matcher", "hpf_resnet18"),
+        "hpf_resnet18: no weights for resnet18",
+    ),
+    "quiet and verbose": (lambda b: ["-q", "-v", "list"], "--quiet does not go with"),
+    "annotate a missing folder": (
+        lambda b: ["annotate", b.tmp / "nowhere"],
+        "nowhere: no such folder of photographs",
+    ),
+    "COCO annotation that is text": (
+        lambda b: ["data", "from-coco", b.write("c.json", b"text"), b.tmp, b.tmp / "out"],
+        "c.json: cannot be read as JSON",
     ),
     "stats of an unknown dataset": (
         lambda b: ["data", "stats", "imagenet", "--data", b.tmp],
@@ -735,61 +723,6 @@ def test_where_data_is_can_stand_in_the_environment(
 ) -> None:
     monkeypatch.setenv("NEMF_DATA", str(tiny_pfwillow()))
     assert nemf("data", "stats", "pfwillow").status == 0
-
-
-# -- match ----------------------------------------------------------------------------------------
-
-
-def test_match_draws_both_images(nemf: Any, tmp_path: Path) -> None:
-    files = []
-    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
-        files.append(tmp_path / f"{name}.png")
-        PILImage.new("RGB", (80, 60), colour).save(files[-1])
-    picture = tmp_path / "new" / "m.png"
-    result = nemf(
-        *("match", *files, "--matcher", "copy", "--points", "10,20 70.5,3", "--picture", picture)
-    )
-    assert result.status == 0, result.err
-    assert result.out.splitlines() == [
-        "10.0,20.0 -> 10.0,20.0",
-        "70.5,3.0 -> 70.5,3.0",
-        str(picture),
-    ]
-    pixels = np.asarray(PILImage.open(picture).convert("RGB")).astype(int)
-    middle = pixels.shape[1] // 2
-    for half, colour in ((pixels[:, :middle], (200, 30, 30)), (pixels[:, middle:], (30, 30, 200))):
-        assert (np.abs(half - colour).max(-1) < 8).mean() > 0.5
-
-
-def test_match_as_json(nemf: Any, tmp_path: Path) -> None:
-    small, large = (
-        save_image(tmp_path / "a.png", 0, 20, 30),
-        save_image(tmp_path / "b.png", 1, 40, 90),
-    )
-    result = nemf("match", small, large, "--matcher", "copy", "--points", "3,4", "--json")
-    assert strictly(result.out) == {
-        "matcher": "copy",
-        "points": [[3.0, 4.0]],
-        "answers": [[9.0, 8.0]],
-    }
-
-
-def test_match_says_where_there_is_no_answer(
-    nemf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
-    from baselines.copy import CopyKeypoints
-    from nemf.pairs import Matches
-
-    def silent(self: Any, queries: Any, references: Any, points: Any) -> list[Matches]:
-        return [Matches(torch.full_like(p, float("nan"))) for p in points]
-
-    monkeypatch.setattr(CopyKeypoints, "match", silent)
-    image = save_image(tmp_path / "a.png", 0, 20, 30)
-    arguments = ("match", image, image, "--matcher", "copy", "--points", "3,4")
-    assert nemf(*arguments).out == "3.0,4.0 -> no answer\n"
-    assert strictly(nemf(*arguments, "--json").out)["answers"] == [[None, None]]
 
 
 def test_a_refused_external_file_leaves_nothing(
