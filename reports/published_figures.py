@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nemf.errors import NemfError
+from nemf.reading import read_yaml
 
 PUBLISHED = Path(__file__).parent / "published"
 
@@ -45,11 +44,10 @@ class PublishedTable:
     @classmethod
     def load(cls, name: str) -> PublishedTable:
         """A file of ``reports/published`` by name; NemfError if there is none of that name."""
-        path = PUBLISHED / name
-        if not path.is_file():
-            known = ", ".join(sorted(file.name for file in PUBLISHED.glob("*.yaml")))
-            raise NemfError(f"published must be null or one of {known}, not {name!r}")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        files = {file.name: file for file in sorted(PUBLISHED.glob("*.yaml"))}
+        if name not in files:
+            raise NemfError(f"published must be null or one of {', '.join(files)}, not {name!r}")
+        content = read_yaml(files[name])
         methods = [
             PublishedMethod(
                 name=method["method"],
