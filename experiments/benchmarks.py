@@ -112,7 +112,7 @@ def _score_pair_by_pair(file: Path, n_pairs: int) -> float:
 def bench_index(folder: Path, quick: bool) -> list[str]:
     """opening a layout of 70,000 pairs: the first time and after."""
     n_pairs = 2_000 if quick else 70_000
-    made = _large_layout(folder / "data", n_pairs)
+    made = large_layout(folder / "data", "trn", n_pairs, 100)
     cache = folder / "cache"
 
     def load() -> PairDataset:
@@ -128,31 +128,40 @@ def bench_index(folder: Path, quick: bool) -> list[str]:
     ]
 
 
-def _large_layout(root: Path, n_pairs: int) -> int:
+def large_layout(root: Path, split: str, n_pairs: int, per_class: int) -> int:
+    """Writes one split of SPair-71k's layout with 18 classes of so many tiny random images (for
+    measuring only), and returns how many images that are."""
     base, rng = root / "SPair-71k", np.random.default_rng(0)
-    for part in ("Layout/large", "PairAnnotation/trn", "JPEGImages"):
-        (base / part).mkdir(parents=True)
-    classes, per_class = 18, 100
+    for part in ("Layout/large", f"PairAnnotation/{split}", "JPEGImages"):
+        (base / part).mkdir(parents=True, exist_ok=True)
+    classes = 18
     for c in range(classes):
-        (base / "JPEGImages" / f"c{c:02d}").mkdir()
+        (base / "JPEGImages" / f"c{c:02d}").mkdir(exist_ok=True)
         for k in range(per_class):
             pixels = rng.integers(0, 256, (48, 64, 3), np.uint8)
-            PILImage.fromarray(pixels).save(base / "JPEGImages" / f"c{c:02d}" / f"{k:03d}.jpg")
+            place = base / "JPEGImages" / f"c{c:02d}" / f"{split}{k:03d}.jpg"
+            PILImage.fromarray(pixels).save(place)
     points = rng.integers(0, [64, 48], (classes, per_class, 12, 2))
     lines = []
     for number in range(n_pairs):
         category = f"c{number * classes // n_pairs:02d}"
-        a, b = rng.choice(per_class, 2, replace=False)
+        a = int(rng.integers(per_class))
+        b = (a + int(rng.integers(1, per_class))) % per_class
         n = int(rng.integers(3, 13))
         kps = [points[number * classes // n_pairs, k, :n].tolist() for k in (a, b)]
-        lines.append(f"{number:06d}-{a:03d}-{b:03d}:{category}")
-        fields = {"src_imname": f"{a:03d}.jpg", "trg_imname": f"{b:03d}.jpg", "category": category}
+        names = [f"{split}{k:03d}" for k in (a, b)]
+        lines.append(f"{number:06d}-{names[0]}-{names[1]}:{category}")
+        fields = {
+            f"{side}_imname": f"{name}.jpg"
+            for side, name in zip(("src", "trg"), names, strict=True)
+        }
+        fields |= {"category": category}
         fields |= {"src_imsize": [64, 48, 3], "trg_imsize": [64, 48, 3], "mirror": 0}
         fields |= {"src_bndbox": [2, 2, 60, 44], "trg_bndbox": [2, 2, 60, 44]}
         fields |= {"src_kps": kps[0], "trg_kps": kps[1], "kps_ids": list(map(str, range(n)))}
         fields |= {"viewpoint_variation": 0, "scale_variation": 0, "truncation": 0, "occlusion": 0}
-        (base / "PairAnnotation" / "trn" / f"{lines[-1]}.json").write_text(json.dumps(fields))
-    (base / "Layout" / "large" / "trn.txt").write_text("\n".join(lines) + "\n")
+        (base / "PairAnnotation" / split / f"{lines[-1]}.json").write_text(json.dumps(fields))
+    (base / "Layout" / "large" / f"{split}.txt").write_text("\n".join(lines) + "\n")
     return classes * per_class
 
 
@@ -166,7 +175,8 @@ def bench_encode(folder: Path, quick: bool) -> list[str]:
     import torch
 
     from experiments.configurations import load_config
-    from experiments.prediction import FeatureCache, predict_pairs
+    from experiments.feature_cache import FeatureCache
+    from experiments.prediction import predict_pairs
     from nemf.datasets.synthetic import make_synthetic
     from nemf.matcher import build_matcher
 

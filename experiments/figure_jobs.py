@@ -267,7 +267,7 @@ def _built(
 
     from nemf.matcher import build_matcher
 
-    rows = table_spec("1").matchers["synthetic" if dataset.synthetic else "real"]
+    rows = table_spec("1").rows(synthetic=dataset.synthetic, full=True)
     names = [alternatives[0] for alternatives in request.matchers] or rows
     configs = {
         name: load_config(f"{name}/{dataset.name}", request.options)
@@ -287,7 +287,7 @@ def _built(
             except WeightsNotFound as problem:
                 if request.matchers:
                     raise
-                lacking[kind] = problem
+                lacking.setdefault(kind, problem)
                 continue
             if torch.cuda.is_available():
                 matcher = matcher.cuda()

@@ -7,16 +7,20 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.provenance import code_state
+from nemf.claims import Busy
 from nemf.datasets import dataset_class
 from nemf.datasets.index import PairDataset
 from nemf.datasets.synthetic import synthetic_marker
 from nemf.errors import NemfError, WeightsNotFound
 from nemf.files import write_text
 from nemf.predictions import FILE_NAME, Predictions
+from nemf.progress import shown
+from nemf.reading import read_json
 from nemf.scoring import Protocol, get_protocol
 from reports.records import (
     PairScores,
@@ -64,7 +68,7 @@ def find_datasets(spec: TableSpec, root: Path) -> TableData:
     }
     found = tuple(name for name, folder in folders.items() if folder is not None)
     if not found:
-        wanted = ", ".join(dataset_class(name).folders[0] for name in spec.columns)
+        wanted = ", ".join(_first_folder(dataset_class(name)) for name in spec.columns)
         raise NemfError(f"{root}: holds none of {wanted}; see docs/datasets.md for the layouts")
     kinds = {name: synthetic_marker(folders[name]) is not None for name in found}
     if len(set(kinds.values())) > 1:
@@ -73,8 +77,14 @@ def find_datasets(spec: TableSpec, root: Path) -> TableData:
             f"{root}: {fake} is synthetic and the rest is not; keep them in two folders"
         )
     absent = [dataset_class(name) for name in spec.columns if folders[name] is None]
-    missing = {c.title: f"{c.title}: no folder {c.folders[0]} below the data root." for c in absent}
+    missing = {
+        c.title: f"{c.title}: no folder {_first_folder(c)} below the data root." for c in absent
+    }
     return TableData(found, kinds[found[0]], missing)
+
+
+def _first_folder(dataset: Any) -> str:
+    return dataset.folders[0] if dataset.folders else "pairs.json"
 
 
 def protocols_of(spec: TableSpec, official: str | None) -> list[Protocol]:
@@ -90,17 +100,20 @@ def predict_table(
     matchers: tuple[str, ...] | None,
     options: dict[str, Any],
     train_missing: bool = False,
+    full: bool = False,
 ) -> None:
     """Predicts every cell of a table that is not there yet, after training the matchers whose
-    recipe has not been run here (with ``train_missing``). What cannot be measured for want of a
-    dataset or of weights is recorded in ``<out>/<table>/job.json`` for the footnotes."""
+    recipe has not been run here (with ``train_missing``). ``full``: see :meth:`TableSpec.rows`.
+    What cannot be measured for want of a dataset or of weights is recorded in
+    ``<out>/<table>/job.json`` for the footnotes."""
     from experiments.configurations import load_config, relabel
     from experiments.prediction import predict
+    from experiments.ranks import is_first
     from nemf.cards import available_matchers
 
     available = find_datasets(spec, data)
     missing = dict(available.missing)
-    names = matchers or spec.matchers["synthetic" if available.synthetic else "real"]
+    names = matchers or spec.rows(synthetic=available.synthetic, full=full)
     cards, cells = available_matchers(), []
     for matcher in names:
         for dataset in available.datasets:
@@ -108,36 +121,67 @@ def predict_table(
             relabel(config, options)
             config.dataset.split = spec.split
             card = cards[config.model.type]
-            layout = dataset_class(dataset).layout
+            layout = getattr(dataset_class(dataset), "layout", None)
+            if layout is None:  # of one's own pairs it depends on what they annotate
+                layout = open_dataset(dataset, data, spec.split).layout
             protocols = protocols_of(spec, card.official_protocol)
             for plan in dict.fromkeys(p.plan.for_layout(layout) for p in protocols):
                 cells.append((matcher, dataset, config, plan))
-    without: set[str] = set()
     if train_missing:
         from experiments.training import train
 
-        for recipe in dict.fromkeys(config.get("recipe") for _, _, config, _ in cells):
-            if recipe is not None:
-                train(recipe, out, {}, data)
-    for number, (matcher, dataset, config, plan) in enumerate(cells, 1):
+        recipes = dict.fromkeys(config.get("recipe") for _, _, config, _ in cells)
+        spread(partial(train, recipe, out, {}, data) for recipe in recipes if recipe is not None)
+    without: set[str] = set()
+
+    def predict_cell(number: int, wait: bool) -> None:
+        matcher, dataset, config, plan = cells[number]
         if matcher in without:
-            continue
-        label = f"[{number}/{len(cells)}] {matcher}/{dataset} {plan}"
+            return
+        label = f"[{number + 1}/{len(cells)}] {matcher}/{dataset} {plan}"
+        bar = label if shown() else None
+        if bar is None:
+            log.info("%s", label)
         try:
-            predict(config, data=data, out=out, plan=plan, progress=label)
+            predict(config, data=data, out=out, plan=plan, progress=bar, wait=wait)
         except WeightsNotFound as problem:
             without.add(matcher)
-            missing[config.label] = f"{config.label}: {str(problem).partition(':')[0]}."
+            missing[config.label] = _no_weights(config.label)
             log.warning("%s is left out: %s", matcher, problem)
+
+    spread(partial(predict_cell, number) for number in range(len(cells)))
     job = {"synthetic": available.synthetic, "missing": missing}
-    write_text(out / spec.name / "job.json", json.dumps(job, indent=1) + "\n")
+    if is_first():
+        write_text(out / spec.name / "job.json", json.dumps(job, indent=1) + "\n")
+
+
+def spread(tasks: Iterable[Callable[..., object]]) -> None:
+    """Calls every task with ``wait=False`` and those that another job holds (Busy) again with
+    ``wait=True``, so that jobs that share an output folder do not wait while there is work."""
+    held = []
+    for task in tasks:
+        try:
+            task(wait=False)
+        except Busy as problem:
+            log.info("%s: left to it", problem)
+            held.append(task)
+    for task in held:
+        task(wait=True)
 
 
 def missing_sentences(job: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
-    """What a job left out, less the datasets and matchers that ``records`` show all the same."""
+    """What a job left out, less the datasets and matchers that ``records`` show all the same;
+    matchers that lack their weights in one sentence."""
     metas = [record["predictions"] for record in records]
     there = {meta["title"] for meta in metas} | {meta["matcher"]["label"] for meta in metas}
-    return [sentence for about, sentence in job["missing"].items() if about not in there]
+    missing = {about: said for about, said in job["missing"].items() if about not in there}
+    weightless = [about for about, said in missing.items() if said == _no_weights(about)]
+    said = [sentence for about, sentence in missing.items() if about not in weightless]
+    return [*said, f"for want of weights, {'; '.join(weightless)}."] if weightless else said
+
+
+def _no_weights(label: str) -> str:
+    return f"{label}: no weights."
 
 
 def last_job(spec: TableSpec, out: Path) -> dict[str, Any]:
@@ -146,7 +190,10 @@ def last_job(spec: TableSpec, out: Path) -> dict[str, Any]:
     path = out / spec.name / "job.json"
     if not path.exists():
         return {"synthetic": None, "missing": {}}
-    return json.loads(path.read_text(encoding="utf-8"))
+    job = read_json(path)
+    if not isinstance(job, dict) or not isinstance(job.get("missing"), dict):
+        raise NemfError(f"{path}: does not tell of a job; run `nemf predict --table` again")
+    return {"synthetic": None} | job
 
 
 def score_file(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, FUNCTIONS, LOOPS, MODELS, OPTIM_WRAPPERS
 from mmengine.runner import BaseLoop, Runner
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from experiments.feature_cache import FeatureCache
 from experiments.jobs import open_dataset
-from experiments.prediction import FeatureCache, predict_pairs
+from experiments.prediction import predict_pairs
+from experiments.ranks import share
 from nemf.augmentation import Augmentation, mirrored, training_frame
 from nemf.backbones import normalise
 from nemf.errors import NemfError
@@ -31,6 +34,12 @@ from nemf.supervision import PairBatch, collate_pairs
 from reports.records import PairScores, alpha_name, score_pairs
 
 FUNCTIONS.register_module(module=collate_pairs)
+
+
+@FUNCTIONS.register_module()
+def collate_share(samples: Sequence[Any]) -> PairBatch | None:
+    """A rank's share of a batch; None if the batch has no sample for it."""
+    return collate_pairs(samples) if samples else None
 
 
 @DATASETS.register_module()
@@ -101,9 +110,9 @@ def _order(seed: int, turn: int, count: int) -> np.ndarray:
 class MatcherTraining(BaseModel):
     """A matcher under training. ``matcher``: its name as ``type`` and its keywords.
 
-    A batch is computed ``pairs_at_once`` pairs at a time; every loss is divided by what the whole
-    batch (over all ranks) has of its supervision, so the gradient is the whole batch's whatever
-    that number.
+    A batch is computed ``pairs_at_once`` pairs at a time, each rank its share; every loss is
+    divided by what the whole batch has of its supervision and gradients are added up, so they are
+    the whole batch's however it is divided.
     """
 
     def __init__(self, matcher: dict[str, Any], pairs_at_once: int) -> None:
@@ -118,25 +127,25 @@ class MatcherTraining(BaseModel):
         """The losses of a batch computed at once."""
         return self.matcher.loss(batch.to(self.matcher.device))
 
-    def train_step(self, batch: PairBatch, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """One step of the optimiser; returns the losses of the batch, ``loss`` their sum.
+    def train_step(self, batch: PairBatch | None, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        """One step of the optimiser; returns the losses of the whole batch, ``loss`` their sum.
+        ``batch``: this rank's share of it.
 
         NemfError if the loss is not finite: no number comes from such a training.
         """
-        batch = batch.to(self.matcher.device)
-        counts = self.matcher.supervised(batch)
-        for count in counts.values():
-            all_reduce(count, "sum")
-        # Gradients are averaged over the ranks.
-        counts = {name: count / get_world_size() for name, count in counts.items()}
-        logged: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=batch.src.device))
-        for part in batch.split(self.pairs_at_once):
+        device = self.matcher.device
+        batch, counts = self._whole(None if batch is None else batch.to(device))
+        logged: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
+        for part in [] if batch is None else batch.split(self.pairs_at_once):
             with optim_wrapper.optim_context(self):
                 losses = self.matcher.loss(part, counts)
             total = torch.stack(list(losses.values())).sum()
             optim_wrapper.backward(total)
             for name, value in {**losses, "loss": total}.items():
                 logged[name] += value.detach()
+        if get_world_size() > 1:
+            add_up_gradients(self.parameters())
+            logged = _added_up(logged, device)
         if not torch.isfinite(logged["loss"]):
             values = ", ".join(f"{name} {float(value)}" for name, value in logged.items())
             raise NemfError(
@@ -146,6 +155,46 @@ class MatcherTraining(BaseModel):
         optim_wrapper.zero_grad()
         return dict(logged)
 
+    def _whole(self, batch: PairBatch | None) -> tuple[PairBatch | None, dict[str, Tensor]]:
+        """The share with the source that follows it in the whole batch, and the whole's counts."""
+        counts = {} if batch is None else self.matcher.supervised(batch)
+        if get_world_size() == 1:
+            return batch, counts
+        mine = None if batch is None else (len(batch), batch.src[:1].cpu())
+        shares = all_gather_object(mine)
+        after = shares[get_rank() + 1 :] + shares[: get_rank() + 1]  # in a circle
+        first = next(share[1] for share in after if share is not None)
+        if batch is not None and sum(share[0] for share in shares if share is not None) > 1:
+            batch = dataclasses.replace(batch, following=first.to(batch.src.device))
+        return batch, _added_up(counts, self.matcher.device)
+
+
+def _added_up(values: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Numbers by name, each added up over the ranks that have it."""
+    everybody = all_gather_object({name: value.item() for name, value in values.items()})
+    names = dict.fromkeys(name for held in everybody for name in held)
+    sums = {name: sum(held.get(name, 0) for held in everybody) for name in names}
+    return {name: torch.tensor(value, device=device) for name, value in sums.items()}
+
+
+def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Adds gradients up over the ranks. A parameter that has none on any rank keeps none, so that
+    an optimiser leaves it alone."""
+    parameters = list(parameters)
+    there = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device)
+    there = there.to(torch.int32)
+    all_reduce(there, "max")
+    used = [p for p, has in zip(parameters, there.tolist(), strict=True) if has]
+    if not used:
+        return
+    for parameter in used:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.reshape(-1) for p in used])
+    all_reduce(flat, "sum")
+    for parameter, part in zip(used, flat.split([p.numel() for p in used]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
+
 
 @OPTIM_WRAPPERS.register_module()
 class AutocastOptimWrapper(OptimWrapper):
@@ -154,7 +203,7 @@ class AutocastOptimWrapper(OptimWrapper):
     GPU take MMEngine's ``AmpOptimWrapper``."""
 
     @contextmanager
-    def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
         device = next(model.parameters()).device.type
         fast = computes_in_bfloat16(device)
         with super().optim_context(model), torch.autocast(device, torch.bfloat16, enabled=fast):
@@ -222,13 +271,16 @@ def score_spread_pairs(
     pairs: int | None,
     batch: int,
 ) -> PairScores:
-    """The cache's matcher scored on ``pairs`` pairs spread evenly over its dataset (None: all)."""
+    """The cache's matcher scored on ``pairs`` pairs spread evenly over its dataset (None: all).
+    The ranks of a job share the batches, and all have the scores."""
     dataset = cache.dataset
     plan = protocol.plan.for_layout(dataset.layout)
     count = min(pairs or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
     oriented = [dataset[int(i)].oriented(plan) for i in chosen]
-    answers = predict_pairs(cache.matcher, cache, oriented, batch)
+    batches = [oriented[i : i + batch] for i in range(0, count, batch)]
+    mine = [predict_pairs(cache.matcher, cache, part, batch) for part in share(batches)]
+    answers = [answer for held in all_gather_object(mine) for part in held for answer in part]
     rows = [
         (int(i), pair, *answer) for i, pair, answer in zip(chosen, oriented, answers, strict=True)
     ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import sys
-from collections import OrderedDict
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,32 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dist import barrier
 from mmengine.registry import FUNCTIONS, LOOPS
 from mmengine.runner import BaseLoop, Runner
 from tqdm import tqdm
 
 from experiments.configurations import fill_weights
+from experiments.feature_cache import FeatureCache, visiting_order
 from experiments.provenance import code_fingerprint, code_state, library_versions
+from experiments.ranks import (
+    RankRunner,
+    all_alike,
+    broken_connections,
+    first_goes_first,
+    from_first,
+    held_for_all,
+    is_first,
+    join,
+    share,
+)
 from experiments.store import Cell, cell_key, slot_folder
+from nemf.claims import Claim
 from nemf.datasets import dataset_class
 from nemf.datasets.index import PairDataset
 from nemf.errors import NemfError
-from nemf.matcher import Features, Matcher, Role
-from nemf.pairs import Image, OrientedPair, Pair, Plan
+from nemf.matcher import Matcher
+from nemf.pairs import OrientedPair, Pair, Plan
 from nemf.predictions import dataset_folder, dataset_meta, prediction_table
 from nemf.registry import matcher_class
 
@@ -33,65 +46,21 @@ log = logging.getLogger(__name__)
 _runs = itertools.count()  # MMEngine wants a name per Runner of a process
 
 
-class FeatureCache:
-    """Encodes each image once: a least-recently-used cache of features under a byte budget."""
-
-    def __init__(self, matcher: Matcher, dataset: PairDataset, budget_bytes: int) -> None:
-        self.matcher, self.dataset, self.budget_bytes = matcher, dataset, budget_bytes
-        self.encoded = self.asked = 0
-        self._held: OrderedDict[tuple, tuple[Features, int]] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, oriented: OrientedPair, role: Role) -> Features:
-        """Features of the pair's query or reference image on its canvas."""
-        record = oriented.query if role == "query" else oriented.reference
-        canvas = oriented.canvases[0 if role == "query" else 1]
-        category = oriented.pair.category if self.matcher.card.oracle_class else None
-        key = (record.hash, canvas, category, role if self.matcher.uses_role else None)
-        self.asked += 1
-        if key in self._held:
-            self._held.move_to_end(key)
-            return self._held[key][0]
-        image = Image(self.dataset.pixels(record), record.hash, canvas, category)
-        (features,) = self.matcher.encode([image], role)
-        self.encoded += 1
-        self._keep(key, features)
-        return features
-
-    def _keep(self, key: tuple, features: Features) -> None:
-        size = n_bytes(features)
-        self._held[key] = (features, size)
-        self._bytes += size
-        while self._bytes > self.budget_bytes and self._held:
-            _, (_, dropped) = self._held.popitem(last=False)
-            self._bytes -= dropped
-
-
-def n_bytes(features: Features) -> int:
-    """Bytes of every tensor and array held in (nested) features."""
-    if isinstance(features, torch.Tensor | np.ndarray):
-        return int(features.nbytes)
-    if isinstance(features, dict):
-        return sum(n_bytes(value) for value in features.values())
-    if isinstance(features, list | tuple):
-        return sum(n_bytes(value) for value in features)
-    if dataclasses.is_dataclass(features):
-        return sum(n_bytes(getattr(features, f.name)) for f in dataclasses.fields(features))
-    return 0
-
-
 def predict_pairs(
     matcher: Matcher, cache: FeatureCache, pairs: Sequence[OrientedPair], batch: int
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Answers (float32 (N, 2) px, confidence (N,) or None) for the pairs, ``batch`` at a time."""
-    answers = []
+    """Answers (float32 (N, 2) px, confidence (N,) or None) for the pairs, ``batch`` at a time.
+    Pairs that share images are taken one after the other, unless the matcher couples its pairs."""
+    order = list(range(len(pairs))) if matcher.couples_pairs else visiting_order(pairs)
+    cache.expect(pairs[i] for i in order)
+    answers: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
     for start in range(0, len(pairs), batch):
-        part = pairs[start : start + batch]
+        part = [pairs[i] for i in order[start : start + batch]]
         queries = [cache.get(oriented, "query") for oriented in part]
         references = [cache.get(oriented, "reference") for oriented in part]
         points = [torch.from_numpy(o.query_kps.copy()).to(matcher.device) for o in part]
         matches = matcher.match(queries, references, points)
-        for oriented, match in zip(part, matches, strict=True):
+        for i, oriented, match in zip(order[start : start + batch], part, matches, strict=True):
             xy = match.points.detach().cpu().numpy().astype(np.float32)
             if xy.shape != oriented.query_kps.shape or np.isinf(xy).any():
                 raise NemfError(
@@ -100,8 +69,8 @@ def predict_pairs(
                     f"{oriented.pair.id}"
                 )
             confidence = match.confidence
-            answers.append((xy, None if confidence is None else confidence.detach().cpu().numpy()))
-    return answers
+            answers[i] = xy, None if confidence is None else confidence.detach().cpu().numpy()
+    return [answers[i] for i in range(len(pairs))]
 
 
 @FUNCTIONS.register_module()
@@ -114,7 +83,8 @@ def list_pairs(pairs: list[Pair]) -> list[Pair]:
 class PredictLoop(BaseLoop):
     """Predicts every pair of the dataloader's dataset into the store; ``run`` returns the file.
 
-    Each batch of the dataloader is one chunk of the store.
+    Each batch of the dataloader is one chunk of the store. The ranks of a job share the chunks;
+    rank 0 claims the cell and joins the chunks. ``wait``: for a cell that another job holds.
     """
 
     def __init__(
@@ -130,52 +100,99 @@ class PredictLoop(BaseLoop):
         seed: int,
         batch: int,
         cache_mib: int,
+        cache_on: str,
         progress: str | None,
+        wait: bool,
     ) -> None:
         super().__init__(runner, dataloader)
         self.out, self.label, self.plan = Path(out), label, Plan.parse(plan)
         self.model, self.seed, self.batch, self.progress = dict(model), seed, batch, progress
-        self.budget_bytes = cache_mib * 2**20
+        self.wait = wait
+        self.budget_bytes, self.cache_on = cache_mib * 2**20, cache_on
 
     def run(self) -> Path:
         matcher: Matcher = self.runner.model.eval()
         dataset: PairDataset = self.dataloader.dataset
         plan = self.plan.for_layout(dataset.layout)
         facts = self._facts(matcher, dataset, plan)
+        all_alike(facts)
         key = cell_key(facts)
         slot = slot_folder(self.out, self.label, dataset_folder(facts), str(plan))
         cell = Cell(slot, key)
-        if not cell.complete:
-            with cell.claim():
-                if not cell.complete:  # another process may have been faster
-                    self._predict(cell, facts, matcher, dataset, plan)
-        cell.make_current()
+        if not from_first(lambda: cell.complete):
+            with held_for_all(cell.claim, self.wait) as claim:
+                if not from_first(lambda: cell.complete):  # another job may have been faster
+                    self._predict(cell, claim, facts, matcher, dataset, plan)
+        if is_first():
+            cell.make_current()
+        barrier()
         return cell.file
 
     def _predict(
-        self, cell: Cell, facts: dict[str, Any], matcher: Matcher, dataset: PairDataset, plan: Plan
+        self,
+        cell: Cell,
+        claim: Claim | None,
+        facts: dict[str, Any],
+        matcher: Matcher,
+        dataset: PairDataset,
+        plan: Plan,
     ) -> None:
-        cache = FeatureCache(matcher, dataset, self.budget_bytes)
-        if matcher.couples_pairs:  # its random stream runs through all pairs: from the start or not
-            cell.discard_chunks()
-        done = cell.finished_chunks()
+        folder = cell.folder if self.cache_on == "disk" else None
+        cache = FeatureCache(matcher, dataset, self.budget_bytes, folder)
+        began = time.perf_counter()
+        mine = self._my_chunks(cell, matcher)
+        sizes = [self.dataloader.batch_size] * len(self.dataloader)
+        sizes[-1] += len(dataset) - sum(sizes)
         bar = tqdm(
-            total=len(dataset), desc=self.progress, unit="pair", mininterval=0.5,
-            disable=self.progress is None, file=sys.stderr,
+            total=sum(sizes[chunk] for chunk in mine), desc=self.progress, unit="pair",
+            mininterval=0.5, disable=self.progress is None, file=sys.stderr,
         )  # fmt: skip
         number = 0
         with bar, torch.no_grad():
             for chunk, pairs in enumerate(self.dataloader):
-                if chunk not in done:
+                if chunk in mine:
                     oriented = [pair.oriented(plan) for pair in pairs]
                     answers = predict_pairs(matcher, cache, oriented, self.batch)
                     rows = [
                         (number + i, pair, *answer)
                         for i, (pair, answer) in enumerate(zip(oriented, answers, strict=True))
                     ]
+                    if claim is not None:
+                        claim.check()
                     cell.commit(chunk, prediction_table(rows))
+                    bar.update(len(pairs))
                 number += len(pairs)
-                bar.update(len(pairs))
+        log.info(
+            "encoded %d images for %d requests; %.1f %% of the time went into waiting for pictures",
+            cache.encoded, cache.asked, 100 * cache.waited_s / (time.perf_counter() - began),
+        )  # fmt: skip
+        barrier()
+        if is_first():
+            self._join(cell, claim, facts, matcher, dataset, plan)
+        barrier()
+
+    def _my_chunks(self, cell: Cell, matcher: Matcher) -> set[int]:
+        """The chunks that this rank is to predict."""
+
+        def missing() -> list[int]:
+            if matcher.couples_pairs:  # its random stream runs through all: from the start or not
+                cell.discard_chunks()
+            return sorted(set(range(len(self.dataloader))) - cell.finished_chunks())
+
+        chunks = from_first(missing)
+        if matcher.couples_pairs:
+            return set(chunks) if is_first() else set()
+        return set(share(chunks))
+
+    def _join(
+        self,
+        cell: Cell,
+        claim: Claim,
+        facts: dict[str, Any],
+        matcher: Matcher,
+        dataset: PairDataset,
+        plan: Plan,
+    ) -> None:
         meta = dataset_meta(dataset, plan) | {
             "key": cell.key,
             "matcher": {
@@ -190,7 +207,7 @@ class PredictLoop(BaseLoop):
             "code": code_state(),
             "facts": facts,
         }
-        log.info("encoded %d images for %d requests", cache.encoded, cache.asked)
+        claim.check()
         cell.write_json("cell.json", meta)
         cell.finish(len(self.dataloader), meta)
 
@@ -219,10 +236,13 @@ def predict(
     out: Path,
     plan: Plan,
     progress: str | None = None,
+    wait: bool = False,
 ) -> Path:
     """Runs one cell through MMEngine and returns its prediction file (cached if nothing changed).
+    Started by torchrun or SLURM, all processes of the job share the work.
 
-    Raises NemfError for anything the user can act on: dataset, weights, config, output folder.
+    Raises NemfError for anything the user can act on: dataset, weights, config, output folder; Busy
+    if another job predicts this cell, unless it is to ``wait`` for that.
     """
     _check(config)
     fill_weights(config, out)
@@ -230,8 +250,10 @@ def predict(
     dataset_class(dataset["type"])
     matcher_class(model["type"])  # registers it, or says which matchers there are
     settings = config.predict
+    launcher = join()
     try:
         runner = _runner(
+            launcher=launcher,
             model=model | {"type": f"nemf.{model['type']}"},
             work_dir=str(out / "logs"),
             randomness={"seed": config.seed},
@@ -239,7 +261,7 @@ def predict(
                 "dataset": dataset | {"type": f"nemf.{dataset['type']}", "root": str(data)},
                 "batch_size": settings.chunk,
                 "num_workers": 0,
-                "sampler": {"type": "DefaultSampler", "shuffle": False},
+                "sampler": {"type": "WholeOrder"},
                 "collate_fn": {"type": "list_pairs"},
             },
             test_cfg={
@@ -251,10 +273,15 @@ def predict(
                 "seed": config.seed,
                 "batch": config.batch,
                 "cache_mib": settings.cache_mib,
+                "cache_on": settings.get("cache_on", "memory"),
                 "progress": progress,
+                "wait": wait,
             },
         )
-        return runner.test()
+        with broken_connections():
+            with first_goes_first():
+                _ = runner.test_loop  # opens the dataset: rank 0 makes its index
+            return runner.test()
     except TypeError as problem:
         if "__init__() got an unexpected keyword argument" in str(problem):
             raise NemfError(f"config: {problem}") from None
@@ -276,13 +303,16 @@ def _check(config: Config) -> None:
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise NemfError(f"config: {name} must be an integer of at least {least}, not {value!r}")
+    place = settings.get("cache_on", "memory")
+    if place not in ("memory", "disk"):
+        raise NemfError(f"config: predict.cache_on must be memory or disk, not {place!r}")
 
 
 def _runner(**arguments: Any) -> Runner:
     """A Runner that only tests: no hooks that log, save or visualise."""
     off = ("timer", "logger", "param_scheduler", "checkpoint")
     try:
-        return Runner(
+        return RankRunner(
             test_evaluator=[],
             default_hooks=dict.fromkeys(off),
             log_level="WARNING",

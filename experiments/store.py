@@ -21,9 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nemf.claims import Claim, claimed
 from nemf.errors import NemfError
-from nemf.files import claimed, write_text, write_whole
-from nemf.predictions import FILE_NAME, Predictions
+from nemf.files import write_text, write_whole
+from nemf.predictions import FILE_NAME, SCHEMA, Predictions
+from nemf.reading import read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +62,11 @@ class Cell:
             return False
         return True
 
-    def claim(self) -> AbstractContextManager[None]:
-        """Holds the cell for this process; NemfError if another one does. Freed if it dies."""
-        return claimed(self.folder, ".lock", "another process is predicting this cell")
+    def claim(self, timeout_s: float = 0) -> AbstractContextManager[Claim]:
+        """Holds the cell for this process; Busy if another one does for longer than ``timeout_s``.
+        Freed if it dies."""
+        busy = "another process is predicting this cell"
+        return claimed(self.folder, ".lock", busy, timeout_s=timeout_s)
 
     def finished_chunks(self) -> set[int]:
         """Numbers of the chunks that are committed and whole. Leftovers of killed writers, damaged
@@ -82,12 +86,12 @@ class Cell:
     def commit(self, chunk: int, rows: pa.Table) -> None:
         """Writes one chunk, whole or not at all."""
         path = self.folder / "chunks" / f"{chunk:06d}.parquet"
-        write_whole(path, lambda file: pq.write_table(rows, file))
+        write_whole(path, lambda file: pq.write_table(rows, file, write_page_checksum=True))
 
     def finish(self, n_chunks: int, meta: dict[str, Any]) -> None:
         """Joins the chunks into the prediction file and drops them."""
         paths = [self.folder / "chunks" / f"{chunk:06d}.parquet" for chunk in range(n_chunks)]
-        table = pa.concat_tables([pq.read_table(path) for path in paths]).unify_dictionaries()
+        table = pa.concat_tables(map(read_parquet, paths)).unify_dictionaries()
         Predictions(table, meta).write(self.file)
         self.discard_chunks()
 
@@ -103,10 +107,9 @@ class Cell:
 
 def _readable(path: Path) -> bool:
     try:
-        pq.read_table(path)
-    except (OSError, pa.ArrowException):
+        return read_parquet(path).schema.equals(SCHEMA)
+    except (OSError, NemfError):
         return False
-    return True
 
 
 def slot_folder(out: Path, label: str, dataset: str, plan: str) -> Path:
@@ -114,8 +117,9 @@ def slot_folder(out: Path, label: str, dataset: str, plan: str) -> Path:
 
 
 def slug(text: str) -> str:
-    """A folder name: letters, digits, dot, dash and underscore."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+    """A folder name: letters, digits, dot, dash and underscore. A plus is spelled out: CATs++ is
+    not CATs."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text.replace("+", "plus")).strip("-.")
     if not name:
         raise NemfError(f"{text!r} holds no letter or digit to name a folder by")
     return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,37 @@ import torch
 from torch import Tensor
 
 from nemf.errors import NemfError, WeightsNotFound
+from nemf.limits import UNPACKED_BYTES
+from nemf.reading import file_bytes
 
 
 def read_content(path: Path) -> Any:
     """Whatever a file written by ``torch.save`` holds. Nothing but tensors is unpickled.
 
-    NemfError if the file is missing or unreadable.
+    NemfError if the file is missing or unreadable, or unpacks to much more than its length.
     """
     try:
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise NemfError(f"{path}: there is no such weights file") from None
+    except NemfError:
+        raise
     except Exception as problem:  # on a foreign file torch's reader may stumble over anything
         raise NemfError(f"{path}: not a readable weights file ({one_line(problem)})") from None
+
+
+def check_archive(path: Path) -> None:
+    """NemfError if a weights file is no regular file, or an archive whose entries unpack to more
+    than its length and :data:`nemf.limits.UNPACKED_BYTES` on top (torch packs without compressing).
+    OSError if it cannot be opened, BadZipFile if it only begins like an archive."""
+    size = file_bytes(path)
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    UNPACKED_BYTES.check(path, unpacked - size, "unpacks to more than its length, by")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -34,7 +53,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise NemfError(f"{path}: holds no state dict (tensors by name, bare or in 'state_dict')")
+    odd = next((key for key, value in state.items() if not _is_plain(key, value)), None)
+    if odd is not None:
+        raise NemfError(f"{path}: {odd!r} is no plain tensor under a name; save dense CPU tensors")
     return state
+
+
+def _is_plain(key: object, value: Tensor) -> bool:
+    """Whether a tensor has numbers of its own that lie side by side, and a text for a name."""
+    dense = value.layout is torch.strided and not value.is_quantized and not value.is_nested
+    return isinstance(key, str) and dense and value.device.type == "cpu"
 
 
 def check_sources(
@@ -83,6 +111,8 @@ def fitting_state(
             missing.append(key)
         elif state[key].shape != meta.shape:
             misshapen.append(f"{key} {tuple(state[key].shape)} for {tuple(meta.shape)}")
+        elif state[key].is_floating_point() != meta.is_floating_point() or state[key].is_complex():
+            misshapen.append(f"{key} {state[key].dtype} for {meta.dtype}")
         else:
             fitting[key] = state[key].to(meta.dtype)
     complaints = {"missing": missing, "unexpected": list(unexpected), "misshapen": misshapen}

@@ -1,5 +1,9 @@
 """The exceptions whose message is meant for the person at the keyboard."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class NemfError(ValueError):
     """A problem that the user can act on.
@@ -14,3 +18,11 @@ class WeightsNotFound(NemfError):
 
     A table leaves such a matcher out and says so; anything else about weights is an error.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)" with the names that look like a mistyped one, else ""."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

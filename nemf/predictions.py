@@ -8,23 +8,27 @@ temporary name and renamed, so a file that exists is complete.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nemf.errors import NemfError
 from nemf.files import write_whole
-from nemf.pairs import FLAGS, OrientedPair, Plan
+from nemf.pairs import FLAGS, Layout, OrientedPair, Plan
+from nemf.reading import read_parquet, read_within
 
 if TYPE_CHECKING:
     from nemf.datasets.index import PairDataset
@@ -35,6 +39,7 @@ _TEXT = pa.dictionary(pa.int32(), pa.string())
 _POINTS = pa.list_(pa.float32())
 _BOX = ("x1", "y1", "x2", "y2")
 _BLANK = ("", "nan", "NaN", "NA", "None", "null")
+_ANSWER_COLUMNS = ("pair", "keypoint", "x", "y", "confidence", "query_x", "query_y")
 _LARGEST = float(np.finfo(np.float32).max)
 
 SCHEMA = pa.schema(
@@ -56,6 +61,12 @@ SCHEMA = pa.schema(
 )
 
 
+_TEXT_COLUMNS = [field.name for field in SCHEMA if field.type == _TEXT]
+_META_TEXTS = ("dataset", "title", "split", "layout", "plan")
+_SIZES = tuple(f"{side}_{d}" for side in ("query", "reference") for d in ("height", "width"))
+_MAY_BE_NAN = ("pred_x", "pred_y", "confidence", *(n for n in SCHEMA.names if "_bbox_" in n))
+
+
 @dataclass(eq=False)
 class Predictions:
     """The content of a prediction file: an Arrow table of :data:`SCHEMA` and its metadata.
@@ -65,10 +76,12 @@ class Predictions:
     ``kp_name``; ``query_x/y``, ``pred_x/y`` (NaN = no answer), ``true_x/y`` float32 px;
     ``confidence`` (NaN = none); per side ``*_image``, ``*_hash``, ``*_height``, ``*_width``,
     ``*_bbox_*`` (NaN = none), ``*_annotated`` (flattened x, y of every annotated keypoint); flags.
+    ``origin``: begins messages about the content: the file it was read from and a colon, or empty.
     """
 
     table: pa.Table
     meta: dict[str, Any]
+    origin: str = ""
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -104,15 +117,12 @@ class Predictions:
 
     @classmethod
     def read(cls, path: Path, columns: Sequence[str] | None = None) -> Predictions:
-        """Reads a prediction file (optionally some columns). NemfError if it is none."""
+        """Reads a prediction file (optionally some columns). NemfError if it is none, or holds what
+        no prediction file can."""
         try:
-            table = pq.read_table(
-                path, columns=list(columns) if columns else None, page_checksum_verification=True
-            )
+            table = read_parquet(path, columns, _TEXT_COLUMNS)
         except FileNotFoundError:
             raise NemfError(f"{path}: no such prediction file") from None
-        except (OSError, pa.ArrowException) as problem:
-            raise NemfError(f"{path}: cannot be read as parquet ({problem})") from None
         text = (table.schema.metadata or {}).get(b"nemf")
         if text is None:
             raise NemfError(
@@ -121,7 +131,7 @@ class Predictions:
             )
         try:
             meta = dict(json.loads(text))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise NemfError(f"{path}: its metadata is damaged; predict anew") from None
         if meta.get("format") != FORMAT:
             raise NemfError(f"{path}: has format {meta.get('format')}, this version reads {FORMAT}")
@@ -130,7 +140,9 @@ class Predictions:
             raise NemfError(f"{path}: lacks the columns {', '.join(missing)}; predict anew")
         if not table.num_rows:
             raise NemfError(f"{path}: holds no prediction")
-        return cls(table, meta)
+        for problem in (*_meta_problems(meta), *_column_problems(table)):
+            raise NemfError(f"{path}: {problem}; predict anew")
+        return cls(table, meta, f"{path}: ")
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all. NemfError naming the path if that fails."""
@@ -140,6 +152,51 @@ class Predictions:
             path,
             lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True),
         )
+
+
+def _meta_problems(meta: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the metadata that scoring relies on."""
+    for key in _META_TEXTS:
+        if not isinstance(meta.get(key), str):
+            yield f"its metadata give the {key} {meta.get(key)!r}"
+            return
+    if meta["layout"] not in get_args(Layout):
+        yield f"its metadata give the layout {meta['layout']!r}"
+    try:
+        Plan.parse(meta["plan"])
+    except ValueError as problem:
+        yield f"its metadata give a plan: {problem}"
+    if not isinstance(meta.get("synthetic"), bool) or not isinstance(meta.get("matcher"), dict):
+        yield "its metadata do not say who predicted what"
+
+
+def _column_problems(table: pa.Table) -> Iterator[str]:
+    """What is wrong with the columns that were read: types, gaps, numbers that cannot be."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name not in SCHEMA.names:
+            continue
+        wanted = SCHEMA.field(name).type
+        if column.type != wanted:
+            yield f"its column {name} holds {column.type}, not {wanted}"
+            return
+        if column.null_count:
+            yield f"its column {name} has gaps"
+            return
+        if wanted == _TEXT:
+            continue
+        values = pc.list_flatten(column).to_numpy() if wanted == _POINTS else column.to_numpy()
+        if np.isinf(values).any() or (name not in _MAY_BE_NAN and np.isnan(values).any()):
+            yield f"its column {name} holds numbers that are not finite"
+        elif wanted == _POINTS and (pc.list_value_length(column).to_numpy() % 2).any():
+            yield f"its column {name} holds half a point"
+        elif name in _SIZES and (values < 1).any():
+            yield f"its column {name} holds the size {values.min()}"
+        elif name in ("pair_number", "keypoint") and (values < 0).any():
+            yield f"its column {name} counts {values.min()}"
+        elif name == "pair_number" and (np.diff(values) < 0).any():
+            yield "the rows of its pairs are not in order"
+        elif name in FLAGS and (values < -1).any():
+            yield f"its column {name} holds the flag {values.min()}"
 
 
 def prediction_table(
@@ -273,7 +330,7 @@ def read_external(path: Path, dataset: PairDataset, plan: Plan, name: str) -> Pr
     meta = dataset_meta(dataset, plan)
     key = hashlib.sha256(f"{content} {json.dumps(meta, sort_keys=True)}".encode()).hexdigest()[:24]
     meta |= {"matcher": matcher, "code": None, "key": key}
-    return Predictions(prediction_table(rows()), meta)
+    return Predictions(prediction_table(rows()), meta, f"{path}: ")
 
 
 def _check_queries(path: Path, answers: pd.DataFrame, queries: pd.DataFrame) -> None:
@@ -281,7 +338,7 @@ def _check_queries(path: Path, answers: pd.DataFrame, queries: pd.DataFrame) -> 
     if not {"query_x", "query_y"} <= set(answers.columns):
         return
     names = ["query_x", "query_y"]
-    given = answers[names].apply(pd.to_numeric, errors="coerce").to_numpy()
+    given = answers[names].apply(_numeric).to_numpy()
     asked = queries[names].to_numpy()
     wrong = ~(np.abs(given - asked) <= 0.01).all(1)
     if wrong.any():
@@ -301,15 +358,21 @@ def _oriented(dataset: PairDataset, plan: Plan) -> Iterator[OrientedPair]:
 def _read_answers(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
+            table = _answers_from(read_parquet(path, _ANSWER_COLUMNS, ["pair"]), path)
         else:
+            text = read_within(path).decode("utf-8")
+            header = next(csv.reader(io.StringIO(text, newline="")), [])
+            if len(set(header)) < len(header):
+                raise NemfError(f"{path}: two columns of its header have one name")
             blank = dict.fromkeys(("keypoint", "x", "y", "confidence"), _BLANK)
             table = pd.read_csv(  # "NA" and "007" are names of pairs like any other
-                path, dtype={"pair": str}, keep_default_na=False, na_values=blank
+                io.StringIO(text), dtype={"pair": str}, keep_default_na=False, na_values=blank
             )
     except FileNotFoundError:
         raise NemfError(f"{path}: no such file") from None
-    except (OSError, ValueError, pa.ArrowException) as problem:
+    except NemfError:
+        raise
+    except (OSError, ValueError, OverflowError, csv.Error, pa.ArrowException) as problem:
         raise NemfError(f"{path}: cannot be read as CSV or parquet ({problem})") from None
     missing = [c for c in ("pair", "keypoint", "x", "y") if c not in table.columns]
     if missing:
@@ -319,7 +382,9 @@ def _read_answers(path: Path) -> pd.DataFrame:
     table = table.copy()
     table["pair"] = table["pair"].astype(str)
     for column in [c for c in ("keypoint", "x", "y", "confidence") if c in table.columns]:
-        numbers = pd.to_numeric(table[column], errors="coerce")
+        if table[column].dtype == bool:  # to_numeric would make ones and zeros of it
+            raise NemfError(f"{path}: {column} holds true and false, not numbers")
+        numbers = _numeric(table[column])
         bad = (numbers.isna() & table[column].notna()) | (numbers.abs() > _LARGEST)
         if column == "keypoint":
             bad |= numbers.isna() | (numbers % 1 != 0)
@@ -331,6 +396,26 @@ def _read_answers(path: Path) -> pd.DataFrame:
         table[column] = numbers
     table["keypoint"] = table["keypoint"].astype(int)
     return table
+
+
+def _numeric(column: pd.Series) -> pd.Series:
+    """A column as numbers, NaN where there is none; pandas would take True for one, and fail at an
+    integer that is too large."""
+    if column.dtype == object:
+        column = column.map(lambda cell: cell if isinstance(cell, float) else str(cell))
+    return pd.to_numeric(column, errors="coerce")
+
+
+def _answers_from(table: pa.Table, path: Path) -> pd.DataFrame:
+    """The columns of answers in a parquet file. NemfError for columns that are no such thing:
+    pandas would make numbers of dates."""
+    for name in table.column_names:
+        kind = table.schema.field(name).type
+        text = pa.types.is_dictionary(kind) or pa.types.is_string(kind)
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if not number and not text:
+            raise NemfError(f"{path}: its column {name} holds {kind}, not numbers")
+    return table.to_pandas(ignore_metadata=True)
 
 
 def _refuse(path: Path, offending: pd.MultiIndex, what: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 from scipy.io import savemat
+
+from tests.browser import browser  # noqa: F401 (a fixture for everyone)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is first imported
 
@@ -64,6 +67,33 @@ def save_image(path: Path, seed: int, height: int, width: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     PILImage.fromarray(tiny_pixels(seed, height, width)).save(path, quality=90)
     return path
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def nemf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """``nemf(*arguments)`` runs the command line in this process."""
+
+    from experiments.cli import main
+
+    def run(*arguments: Any) -> Result:
+        monkeypatch.setattr(sys, "argv", ["nemf", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as leave:
+            status = leave.code if isinstance(leave.code, int) else 0 if leave.code is None else 1
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture

@@ -316,7 +316,9 @@ def test_catalogue(tiny_spair: Make) -> None:
     described = available_datasets()
     assert set(described) == {"spair", "pfpascal", "pfwillow", "animalpose", "folder"}
     assert described["pfwillow"]["official_pairs"] == {"test": 900}
-    with pytest.raises(NemfError, match="unknown dataset 'spare': choose one of spair"):
+    with pytest.raises(
+        NemfError, match=r"unknown dataset 'spare' \(did you mean 'spair'\?\): choose one of spair"
+    ):
         dataset_class("spare")
     animals = dataset_class("animalpose")(tiny_spair(folder="AnimalPose"))
     assert animals[1].flags == {"viewpoint": -1, "scale": 2, "truncation": -1, "occlusion": -1}

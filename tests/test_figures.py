@@ -16,7 +16,7 @@ from matplotlib.text import Annotation, Text
 from PIL import Image as PILImage
 
 from nemf.errors import NemfError
-from reports.figures import draw_matches
+from nemf.match_pictures import draw_matches, match_figure
 from reports.training_figure import draw_curves
 
 NAN = float("nan")
@@ -132,15 +132,15 @@ def test_points_outside_do_not_move_the_images(figures: list[Figure], tmp_path: 
         assert axes.get_ylim() == (59.5, -0.5)
 
 
-@pytest.mark.parametrize("name", ["m.jpg", "m", "m.png.txt"])
+@pytest.mark.parametrize("name", ["m.bmp", "m", "m.png.txt"])
 def test_another_ending_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(NemfError, match=r"give a name that ends in \.png"):
+    with pytest.raises(NemfError, match=r"give a name that ends in \.png, \.pdf"):
         draw_matches(plain(RED), plain(BLUE), [[1, 1]], np.ones((1, 2)), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_answers_must_fit_the_points(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="2 answers to 1 points"):
         draw_matches(plain(RED), plain(BLUE), [[1, 1]], np.ones((2, 2)), tmp_path / "m.png")
 
 
@@ -152,6 +152,40 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(NemfError, match=r"m\.png: cannot be written \(No space left"):
         draw_matches(plain(RED), plain(BLUE), [[1, 1]], np.ones((1, 2)), tmp_path / "m.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_per_matcher(tmp_path: Path) -> None:
+    points = np.array([[4.0, 4.0]])
+    rows = {"near": np.array([[6.0, 6.0]]), "far": np.array([[70.0, 50.0]])}
+    figure = match_figure(plain(RED), plain(BLUE), points, rows, ("a.jpg", "b.jpg"))
+    assert [axes.get_title() for axes in figure.axes] == ["a.jpg", "b.jpg\nnear", "", "far"]
+    heights = [axes.get_position().y0 for axes in figure.axes[::2]]
+    assert heights[0] > heights[1]
+    rows["far"] = np.array([[NAN, NAN]])
+    file = tmp_path / "m.svg"
+    draw_matches(plain(RED), plain(BLUE), points, rows, file)
+    assert "far: no answer for 1" in texts(match_figure(plain(RED), plain(BLUE), points, rows))
+    assert file.read_text().startswith("<?xml")
+
+
+def test_many_points_are_not_buried_under_links() -> None:
+    points = np.arange(18.0).reshape(9, 2)
+    figure = match_figure(plain(RED), plain(BLUE), points, {"": points})
+    assert figure.findobj(ConnectionPatch) == []
+    assert len(figure.findobj(Annotation)) == 18
+
+
+def test_a_large_image_keeps_its_coordinates() -> None:
+    large = plain(RED, 4000, 3000)
+    figure = match_figure(large, plain(BLUE), [[2999, 3999]], {"": np.array([[1.0, 1.0]])})
+    left = figure.axes[0]
+    assert (left.get_xlim(), left.get_ylim()) == ((-0.5, 2999.5), (3999.5, -0.5))
+    assert max(left.images[0].get_array().shape) <= 2000
+
+
+def test_a_notebook_shows_a_figure_by_itself() -> None:
+    figure = match_figure(plain(RED), plain(BLUE), [[4, 4]], {"": np.array([[6.0, 6.0]])})
+    assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_the_inputs_are_left_alone(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_no_module_is_called_utils() -> None:
         "import nemf; nemf.available_protocols()",
         "import nemf; assert nemf.pck([1.0], [10.0], 0.1) == 1.0",
         "import reports.records, reports.tables, reports.statistics",
-        "import reports.figures, reports.tracking",
+        "import nemf.match_pictures, reports.tracking",
         "import reports.field_pictures, reports.pck_figures, reports.training_figure",
         "import reports.transfer_figure",
         "import experiments.cli, nemf.predictions",

@@ -18,7 +18,8 @@ import torch
 
 from experiments import prediction, provenance
 from experiments.configurations import config_names, load_config
-from experiments.prediction import FeatureCache, n_bytes, predict
+from experiments.feature_cache import FeatureCache, n_bytes
+from experiments.prediction import predict
 from experiments.store import Cell, cell_key, slug
 from nemf.cards import available_matchers
 from nemf.datasets import CATALOGUE
@@ -194,7 +195,7 @@ def test_killed_runs_go_on_and_give_the_same_bytes(
         assert start(out).wait() == 0
         (again,) = out.rglob("predictions.parquet")
         assert again.read_bytes() == whole.read_bytes()
-        assert not [p for p in out.rglob(".*") if p.name != ".lock"]
+        assert not [p for p in out.rglob(".*") if not p.name.startswith(".lock.")]
 
 
 def test_the_key_holds_what_changes_a_prediction(
@@ -258,6 +259,9 @@ def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> Non
 def test_folder_names() -> None:
     assert slug("HPF, ResNet-18 (4,6)") == "HPF-ResNet-18-4-6"
     assert slug("../../etc") == "etc"
+    assert slug("CATs++, small CNN") == "CATsplusplus-small-CNN"
+    labels = {load_config(f"{name}/spair").label for name in config_names("matchers")}
+    assert len({slug(label) for label in labels}) == len(config_names("matchers"))
     with pytest.raises(NemfError, match="no letter"):
         slug("///")
 

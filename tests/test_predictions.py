@@ -434,7 +434,7 @@ def test_bad_answers_are_refused_by_file_and_reason(
         ("empty.csv", b"", "cannot be read as CSV or parquet"),
         ("latin.csv", b"pair,keypoint,x,y\n\xff\xfe,0,1,2\n", "cannot be read as CSV or parquet"),
         ("ragged.csv", b"pair,keypoint\na,0\nb,1,2,3\n", "cannot be read as CSV or parquet"),
-        ("text.parquet", b"pair,keypoint,x,y\n", "cannot be read as CSV or parquet"),
+        ("text.parquet", b"pair,keypoint,x,y\n", "cannot be read as parquet"),
         ("header.csv", b"Pair,Keypoint,X,Y\n", r"lacks the column\(s\) pair, keypoint, x, y"),
     ],
 )

@@ -68,7 +68,7 @@ def tree(out: Path) -> dict[str, bytes]:
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in [*out.glob("predictions/**/*"), *out.glob("*/job.json")]
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and not path.name.startswith(".lock.")
     }
 
 

@@ -52,7 +52,7 @@ def digests(root: Path) -> dict[str, str]:
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != ".make-synthetic.lock"
+        if path.is_file() and not path.name.startswith(".make-synthetic.lock.")
     }
 
 

@@ -4,6 +4,7 @@ what is never mixed, and broken specifications."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import shutil
 import subprocess
@@ -97,7 +98,7 @@ def record(
         "predictions_sha256": "d" * 64,
         "protocol": {
             "id": protocol, "averaging": rule.averaging, "bases": rule.bases,
-            "frame": {"kind": rule.frame.kind, "side": rule.frame.side},
+            "frame": dataclasses.asdict(rule.frame),
             "description": rule.describe(dataset),
         },
         "alphas": list(alphas), "level": 0.95,
@@ -1100,12 +1101,14 @@ def test_resolutions_are_printed(spec: TableSpec) -> None:
         record("a", "cats-paper@1", official="cats-paper@1", flow_resolution="16"),
         record("b", "hpf-paper@1", official="hpf-paper@1"),
         record("c", "scot-paper@1", official="scot-paper@1"),
+        record("d", "mmnet-paper@1", official="mmnet-paper@1"),
     ]
     made[1]["predictions"]["matcher"]["card"]["flow_resolution"] = "20"
     text = build_table(spec, made, synthetic=False).markdown()
     assert "| a | measured | cats-paper@1 | 256 | 16 |" in text
     assert "| b | measured | hpf-paper@1 | max 300 | 20 |" in text
     assert "| c | measured | scot-paper@1 | long 300 |" in text
+    assert "| d | measured | mmnet-paper@1 | 224x320 |" in text
 
 
 def test_footnotes_name_weights_unanswered_code_and_what_is_missing(tmp_path: Path) -> None:

@@ -765,7 +765,7 @@ def test_a_training_s_damaged_file_is_named(text: str, out: Path) -> None:
     training(out)
     file = out / "training" / "small" / "small.json"
     file.write_text(text)
-    with pytest.raises(NemfError, match="cannot be read as what") as caught:
+    with pytest.raises(NemfError, match=r"cannot be read as (what|a training's story)") as caught:
         publish_trainings(out)
     assert str(file) in str(caught.value)
 

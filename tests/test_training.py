@@ -154,6 +154,20 @@ def test_a_finished_training_is_not_repeated(
     torch.load(file, weights_only=True)
 
 
+def test_half_the_bytes_are_the_weights_that_are_told_of(
+    tmp_path: Path, tiny_spair: Callable[..., Path]
+) -> None:
+    """``export_half``, with the recipe whose weights ship for the regression gate."""
+    options = pair_options(1) | {"model.matcher.proj_dim": 8}
+    file = train("cats_tiny", tmp_path, options, tiny_spair())
+    state = torch.load(file, weights_only=True)
+    assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
+    matcher = nemf.build_matcher("cats", backbone="resnet_small", layers=(4,), weights=file)
+    assert next(matcher.parameters()).dtype == torch.float32
+    told = json.loads(file.with_suffix(".json").read_text())
+    assert matcher.weights_hash == told["weights_hash"]
+
+
 def test_what_is_computed_at_once_does_not_change_the_training(
     tmp_path: Path, tiny_spair: Callable[..., Path]
 ) -> None:

@@ -16,10 +16,13 @@ CATALOGUE = {
 
 def dataset_class(name: str) -> type:
     """The reader registered under that name; NemfError naming the known ones otherwise."""
-    from nemf.errors import NemfError
+    from nemf.errors import NemfError, did_you_mean
 
     if name not in CATALOGUE:
-        raise NemfError(f"unknown dataset {name!r}: choose one of {', '.join(CATALOGUE)}")
+        raise NemfError(
+            f"unknown dataset {name!r}{did_you_mean(name, CATALOGUE)}: choose one of "
+            f"{', '.join(CATALOGUE)}"
+        )
     module, _, cls = CATALOGUE[name].partition(":")
     return getattr(import_module(module), cls)
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from nemf.datasets.index import PairDataset, RawImage, RawPair, inside
 from nemf.datasets.pfpascal import read_pair_list, semicolon_numbers
-from nemf.datasets.spair import json_box, json_field, json_names, json_points
+from nemf.datasets.spair import json_box, json_names, json_points, json_text
 from nemf.errors import NemfError
 from nemf.pairs import Layout
+from nemf.reading import read_json
 
+log = logging.getLogger(__name__)
 _LISTS = ("pairs.json", "pairs.csv")
 
 
@@ -23,8 +24,9 @@ class FolderOfPairs(PairDataset):
 
     JSON: a list of objects with ``src``, ``trg`` (image paths), ``src_kps``, ``trg_kps`` (parallel
     lists of [x, y], null for an absent one) and optionally ``id``, ``category``, ``kp_names``,
-    ``src_bbox``, ``trg_bbox`` (x1, y1, x2, y2). CSV: columns ``src, trg, XA, YA, XB, YB`` (numbers
-    separated by semicolons) and optionally ``id, category, src_bbox, trg_bbox``.
+    ``src_bbox``, ``trg_bbox`` (x1, y1, x2, y2); ``unfinished: true``, which ``nemf annotate`` sets
+    on a pair without a complete point, leaves it out. CSV: columns ``src, trg, XA, YA, XB, YB``
+    (numbers separated by semicolons) and optionally ``id, category, src_bbox, trg_bbox``.
 
     ``threshold``: the length that alpha multiplies: "bbox" (all pairs need boxes), "image" or
     "kps_extent"; by default bbox where every pair has boxes, else kps_extent. Coordinates refer to
@@ -71,7 +73,12 @@ class FolderOfPairs(PairDataset):
     def entries(self) -> list[tuple[int, dict[str, Any]]]:
         file = self.list_file()
         entries = _json_entries(file) if file.suffix == ".json" else _csv_entries(file)
-        return list(enumerate(entries))
+        finished = [(k, e) for k, e in enumerate(entries) if e.get("unfinished") is not True]
+        if not finished:
+            raise NemfError(f"{file}: lists unfinished pairs only: go on with `nemf annotate`")
+        if len(finished) < len(entries):
+            log.warning("%s: %d unfinished left out", file, len(entries) - len(finished))
+        return finished
 
     def read(self, entry: tuple[int, dict[str, Any]], images: dict[str, RawImage]) -> RawPair:
         number, fields = entry
@@ -82,7 +89,7 @@ class FolderOfPairs(PairDataset):
             origin = f"{file} row {number + 2}"
             fields = _from_csv(fields, origin)
         here = Path(origin)
-        files = [str(json_field(here, fields, side)) for side in ("src", "trg")]
+        files = [json_text(here, fields, side) for side in ("src", "trg")]
         for name in files:
             images.setdefault(name, RawImage(name, inside(self.folder, name, origin)))
         kps = [json_points(here, fields, key) for key in ("src_kps", "trg_kps")]
@@ -91,9 +98,12 @@ class FolderOfPairs(PairDataset):
             for key in ("src_bbox", "trg_bbox")
         ]
         stems = [Path(name).stem for name in files]
-        category = str(fields.get("category") or "object")
+        category = json_text(here, fields, "category") if fields.get("category") else "object"
+        own_id = fields.get("id")
+        if type(own_id) is not int and own_id:  # an empty or absent one is made up
+            own_id = json_text(here, fields, "id")
         return RawPair(
-            id=str(fields.get("id") or f"{number:06d}-{stems[0]}-{stems[1]}:{category}"),
+            id=str(own_id or f"{number:06d}-{stems[0]}-{stems[1]}:{category}"),
             category=category,
             src=files[0],
             trg=files[1],
@@ -110,10 +120,7 @@ class FolderOfPairs(PairDataset):
 
 
 def _json_entries(file: Path) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as problem:
-        raise NemfError(f"{file}: cannot be read as JSON ({problem})") from None
+    entries = read_json(file)
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise NemfError(f"{file}: must be a list of objects, one per pair")
     if not entries:
@@ -133,7 +140,7 @@ def _csv_entries(file: Path) -> list[dict[str, Any]]:
 
 def _from_csv(cells: dict[str, Any], origin: str) -> dict[str, Any]:
     """A row of the CSV in the form of a JSON entry."""
-    entry = {key: cells[key] for key in ("src", "trg")}
+    entry = {key: str(cells[key]) for key in ("src", "trg")}
     for side, keys in (("src_kps", ("XA", "YA")), ("trg_kps", ("XB", "YB"))):
         axes = [semicolon_numbers(cells[key], f"{origin}, column {key}") for key in keys]
         if len(axes[0]) != len(axes[1]):
@@ -141,9 +148,8 @@ def _from_csv(cells: dict[str, Any], origin: str) -> dict[str, Any]:
         entry[side] = np.stack(axes, 1).tolist()
     for key in ("id", "category", "src_bbox", "trg_bbox"):
         value = cells.get(key)
-        if not pd.isna(value):
+        if value is not None and value == value:  # pandas reads an empty cell as NaN
             is_box = key.endswith("bbox")
-            entry[key] = (
-                semicolon_numbers(value, f"{origin}, column {key}").tolist() if is_box else value
-            )
+            numbers = semicolon_numbers(value, f"{origin}, column {key}") if is_box else None
+            entry[key] = str(value) if numbers is None else numbers.tolist()
     return entry

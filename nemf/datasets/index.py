@@ -14,8 +14,9 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,14 +28,18 @@ import pyarrow.parquet as pq
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from nemf.datasets.synthetic import synthetic_marker
 from nemf.errors import NemfError
+from nemf.limits import IMAGE_PIXELS
 from nemf.pairs import FLAGS, ImageRecord, Layout, Pair
+from nemf.processes import draft_beside
+from nemf.reading import file_bytes, read_parquet
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the cached index; raised when its columns or its checks change
 SLACK_PX = 1.0  # annotations that count pixels from 1 may sit one pixel outside
+# Of Pillow's many readers those that photographs come in; one of the others starts Ghostscript.
+_IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SPLITS = {"trn": "trn", "train": "trn", "val": "val", "test": "test", "tst": "test"}
 
 
@@ -86,10 +91,14 @@ def examine_image(path: Path) -> ImageFile:
     """Size, hash and length of an image file, from its header and bytes, without decoding it.
 
     The pixel grid is the one stored: an EXIF orientation is reported, never applied (annotations
-    of the benchmarks refer to the stored grid). NemfError if it is missing or not an image.
+    of the benchmarks refer to the stored grid). NemfError if it is missing, not an image, or has
+    more pixels than :data:`nemf.limits.IMAGE_PIXELS`.
     """
     try:
+        file_bytes(path)
         data = path.read_bytes()
+    except NemfError:
+        raise
     except (OSError, ValueError) as problem:  # ValueError: a name no file can have
         reason = getattr(problem, "strerror", None) or problem
         raise NemfError(f"{path}: image cannot be read ({reason})") from None
@@ -99,30 +108,47 @@ def examine_image(path: Path) -> ImageFile:
 
 def image_header(path: Path) -> tuple[tuple[int, int], int]:
     """((height, width), EXIF orientation) of an image file. NemfError if it is not an image."""
-    try:
-        with PILImage.open(path) as image:
-            width, height = image.size
-            orientation = int(image.getexif().get(274, 1) or 1)
-    except Exception as problem:  # Pillow's plugins raise many kinds for damaged files
-        raise NemfError(
-            f"{path}: not a readable image ({_reason(problem)}); replace the file"
-        ) from None
+    with _opened(path, f"{path}: not a readable image (%s); replace the file") as image:
+        width, height = image.size
+        orientation = int(image.getexif().get(274, 1) or 1)
     return (height, width), orientation
 
 
 def decode_image(path: Path, mirrored: bool = False) -> np.ndarray:
-    """uint8 RGB (H, W, 3) as stored (EXIF orientation not applied). NemfError if damaged."""
+    """uint8 RGB (H, W, 3) as stored (EXIF orientation not applied). NemfError if damaged or of more
+    pixels than :data:`nemf.limits.IMAGE_PIXELS`."""
+    refusal = (
+        f"{path}: image does not decode (%s); replace the file "
+        "(`nemf data verify` lists every damaged one)"
+    )
+    with _opened(path, refusal) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+
+
+@contextmanager
+def _opened(path: Path, refusal: str) -> Iterator[PILImage.Image]:
+    """An image file of few enough pixels. Whatever goes wrong with it is a NemfError: ``refusal``
+    with the reason."""
     try:
-        with PILImage.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        file_bytes(path)
+        if PILImage.MAX_IMAGE_PIXELS is not None:  # Pillow's own, which ours replaces
+            PILImage.MAX_IMAGE_PIXELS = max(PILImage.MAX_IMAGE_PIXELS, IMAGE_PIXELS.value)
+        with warnings.catch_warnings():  # on more than half of Pillow's limit
+            warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
+            image = PILImage.open(path, formats=_IMAGE_FORMATS)
+        with image:
+            IMAGE_PIXELS.check(path, image.width * image.height, "is an image of")
+            yield image
     except FileNotFoundError:
         raise NemfError(f"{path}: image is missing") from None
+    except NemfError:
+        raise
+    except PILImage.DecompressionBombError as problem:  # more than twice Pillow's limit
+        more = f"if it is meant to, set {IMAGE_PIXELS.variable} higher"
+        raise NemfError(refusal.partition(";")[0] % f"{_reason(problem)}; {more}") from None
     except Exception as problem:  # Pillow's plugins raise many kinds for damaged files
-        raise NemfError(
-            f"{path}: image does not decode ({_reason(problem)}); replace the file "
-            "(`nemf data verify` lists every damaged one)"
-        ) from None
-    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+        raise NemfError(refusal % _reason(problem)) from None
 
 
 class PairDataset(Sequence[Pair]):
@@ -174,6 +200,8 @@ class PairDataset(Sequence[Pair]):
         return reader
 
     def _open(self, root: Path, split: str) -> None:
+        from nemf.datasets.synthetic import synthetic_marker  # with SciPy; `nemf list` does without
+
         if SPLITS.get(split) not in self.splits:
             raise NemfError(f"{self.name} has no split {split!r}: choose {', '.join(self.splits)}")
         self.split = SPLITS[split]
@@ -393,10 +421,20 @@ def default_cache() -> Path:
 
 
 def inside(root: Path, relative: str, origin: str) -> Path:
-    """``root / relative``; NemfError if that would lead out of ``root``."""
+    """``root / relative``; NemfError if that leads out of ``root``, by its name or by a link below
+    ``root`` (which may be a link itself)."""
     path = root / relative
-    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+    parts = Path(relative).parts
+    if Path(relative).is_absolute() or ".." in parts:
         raise NemfError(f"{origin}: the path {relative!r} leads out of {root}; use paths below it")
+    ancestors = [path, *path.parents[: len(parts) - 1]] if parts else []
+    if any(map(os.path.islink, ancestors)):
+        real = os.path.realpath(root)
+        if os.path.commonpath([real, os.path.realpath(path)]) != real:
+            raise NemfError(
+                f"{origin}: the path {relative!r} is a link that leads out of {root}; put the file "
+                "itself there"
+            )
     return path
 
 
@@ -456,6 +494,9 @@ def box_problems(where: str, box: Sequence[float], width: int, height: int) -> I
         yield f"{where} {list(box)} is empty or turned round; expected x1 < x2 and y1 < y2"
     elif x2 < 0 or y2 < 0 or x1 > width or y1 > height:
         yield f"{where} {list(box)} lies outside its {width}x{height} image"
+    elif x1 < -width or y1 < -height or x2 > 2 * width or y2 > 2 * height:
+        # a box sets a threshold: one that is far too large makes every answer right
+        yield f"{where} {list(box)} reaches far beyond its {width}x{height} image; correct it"
 
 
 def drop_absent(pair: RawPair) -> RawPair:
@@ -616,13 +657,25 @@ def _stats(source: str) -> Iterator[tuple[str, os.stat_result | None]]:
 def _read_index(folder: Path) -> tuple[pa.Table, pa.Table] | None:
     """The cached tables, or None where there are none (an unreadable cache is rebuilt)."""
     try:
-        return pq.read_table(folder / "pairs.parquet"), pq.read_table(folder / "images.parquet")
+        if (folder / "sha256").read_bytes() != _index_digest(folder):
+            raise NemfError("its checksum is another")
+        return read_parquet(folder / "pairs.parquet"), read_parquet(folder / "images.parquet")
     except FileNotFoundError:
+        if folder.exists():  # a part is missing
+            shutil.rmtree(folder, ignore_errors=True)
         return None
-    except (OSError, pa.ArrowException) as problem:
+    except (NemfError, OSError) as problem:
         log.warning("index %s cannot be read (%s): building it anew", folder, problem)
         shutil.rmtree(folder, ignore_errors=True)
         return None
+
+
+def _index_digest(folder: Path) -> bytes:
+    """Parquet's own checksums do not cover what the columns are called and where they lie."""
+    digest = hashlib.sha256()
+    for name in ("pairs", "images"):
+        digest.update(hashlib.sha256((folder / f"{name}.parquet").read_bytes()).digest())
+    return digest.hexdigest().encode()
 
 
 def _write_index(folder: Path, pairs: pa.Table, images: pa.Table) -> None:
@@ -630,9 +683,11 @@ def _write_index(folder: Path, pairs: pa.Table, images: pa.Table) -> None:
     staging = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        pq.write_table(pairs, staging / "pairs.parquet")
-        pq.write_table(images, staging / "images.parquet")
+        staging = draft_beside(folder)
+        staging.mkdir()
+        for name, table in (("pairs", pairs), ("images", images)):
+            pq.write_table(table, staging / f"{name}.parquet", write_page_checksum=True)
+        (staging / "sha256").write_bytes(_index_digest(staging))
         os.rename(staging, folder)
     except OSError as problem:
         if not folder.exists():  # otherwise another process was faster with the same index

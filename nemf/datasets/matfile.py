@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from nemf.errors import NemfError
+from nemf.limits import UNPACKED_BYTES
+from nemf.reading import read_within
 
 _HEADER_BYTES = 128
 _MATRIX, _COMPRESSED = 14, 15  # types of the elements a file consists of
@@ -36,27 +38,46 @@ _NUMERIC_CLASSES = range(6, 16)  # double, single, int8 .. uint64
 def read_mat(file: Path) -> dict[str, np.ndarray]:
     """The numeric variables (float64, at least 2-D) by name; others, say structs, are left out.
 
-    Imaginary parts are ignored. NemfError naming the file if it cannot be read, is damaged or of
-    another level (-v4, -v7.3).
+    Imaginary parts are ignored. NemfError naming the file if it cannot be read, is damaged, of
+    another level (-v4, -v7.3), holds a variable twice or unpacks to more than
+    :data:`nemf.limits.UNPACKED_BYTES`.
     """
     try:
-        data = file.read_bytes()
+        data = read_within(file)
         order = {b"IM": "<", b"MI": ">"}.get(data[126:_HEADER_BYTES])
         if order is None:
             raise ValueError("no MATLAB 5 file; save it with -v7")
-        variables = {}
+        variables: dict[str, np.ndarray] = {}
+        unpacked = 0
         for kind, content in _elements(data[_HEADER_BYTES:], order):
             if kind == _COMPRESSED:
-                kind, content = next(_elements(zlib.decompress(content), order))
+                content = _unpacked(content, UNPACKED_BYTES.value - unpacked)
+                unpacked += len(content)
+                UNPACKED_BYTES.check(file, unpacked, "unpacks to at least")
+                kind, content = next(_elements(content, order))
             if kind != _MATRIX:
                 raise ValueError(f"unexpected element of type {kind}")
-            variables.update(_variable(content, order))
+            found = _variable(content, order)
+            if not variables.keys().isdisjoint(found):
+                raise ValueError(f"variable {next(iter(found))!r} is there twice")
+            variables.update(found)
     except OSError as problem:
         raise NemfError(f"{file}: cannot be read ({problem.strerror})") from None
-    except (ValueError, StopIteration, struct.error, zlib.error) as problem:
+    except NemfError:
+        raise
+    except (ValueError, OverflowError, StopIteration, struct.error, zlib.error) as problem:
         reason = str(problem) or "it is cut short"
         raise NemfError(f"{file}: cannot be read as MAT ({reason})") from None
     return variables
+
+
+def _unpacked(content: bytes, limit: int) -> bytes:
+    """A compressed element's content, cut after the byte that is beyond the limit."""
+    stream = zlib.decompressobj()
+    unpacked = stream.decompress(content, limit + 1)
+    if not stream.eof and len(unpacked) <= limit:
+        raise ValueError("it is cut short")
+    return unpacked
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:

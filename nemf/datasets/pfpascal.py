@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from nemf.datasets.index import PairDataset, RawImage, RawPair, image_header, inside
 from nemf.datasets.matfile import read_mat
 from nemf.errors import NemfError
+from nemf.reading import read_within
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -111,7 +116,7 @@ class PFPascal(PairDataset):
         for base in self._bases():
             path = base / "Annotations" / category / f"{stem}.mat"
             if path.is_file():
-                return path
+                return inside(base / "Annotations", f"{category}/{stem}.mat", str(path))
         return None
 
     def _image_path(self, file_name: str, origin: str) -> Path:
@@ -124,18 +129,15 @@ class PFPascal(PairDataset):
         )
 
     def _category(self, cell: object, origin: str) -> str:
-        try:
-            number = int(cell)  # type: ignore[call-overload]
-            if not 1 <= number <= 20:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise NemfError(f"{origin}: class must be 1..20 in VOC order, not {cell!r}") from None
-        return VOC_CLASSES[number - 1]
+        number = csv_number(cell)
+        if number not in range(1, 21):
+            raise NemfError(f"{origin}: class must be 1..20 in VOC order, not {cell!r}")
+        return VOC_CLASSES[int(number) - 1]
 
     def _flip(self, cells: dict, origin: str) -> bool:
-        value = cells.get("flip", 0)
+        value = csv_number(cells.get("flip", 0))
         if value not in (0, 1):
-            raise NemfError(f"{origin}: flip must be 0 or 1, not {value!r}")
+            raise NemfError(f"{origin}: flip must be 0 or 1, not {cells['flip']!r}")
         return bool(value) and self.split == "trn"
 
     def _bases(self) -> list[Path]:
@@ -165,10 +167,14 @@ def read_pair_list(file: Path, min_columns: int) -> pd.DataFrame:
     Every row must have as many fields as the header: pandas alone would fill a row that was cut
     short with NaN, which reads as absent keypoints, and take a surplus first column for an index.
     """
+    import pandas as pd
+
     try:
-        with file.open(newline="", encoding="utf-8") as text:
-            reader = csv.reader(text)
-            rows = [(reader.line_num, row) for row in reader if any(row)]
+        text = read_within(file).decode("utf-8")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        rows = [(reader.line_num, row) for row in reader if any(row)]
+    except NemfError:
+        raise
     except (OSError, ValueError, csv.Error) as problem:
         raise NemfError(f"{file}: cannot be read as CSV ({problem})") from None
     if len(rows) < 2:
@@ -178,9 +184,11 @@ def read_pair_list(file: Path, min_columns: int) -> pd.DataFrame:
             raise NemfError(
                 f"{file} row {line}: has {len(row)} fields, the header {len(rows[0][1])}"
             )
+    if len(set(rows[0][1])) < len(rows[0][1]):
+        raise NemfError(f"{file}: two columns of its header have one name")
     try:
-        table = pd.read_csv(file)
-    except (OSError, ValueError) as problem:
+        table = pd.read_csv(io.StringIO(text))
+    except (OverflowError, ValueError) as problem:
         reason = " ".join(str(problem).split())
         raise NemfError(f"{file}: cannot be read as CSV ({reason})") from None
     if table.shape[1] < min_columns:
@@ -188,12 +196,24 @@ def read_pair_list(file: Path, min_columns: int) -> pd.DataFrame:
     return table
 
 
+_NUMBER = re.compile(r"\s*([+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf)\s*", re.A | re.I)
+
+
+def csv_number(cell: object) -> float | None:
+    """The number in a cell, NaN for an empty one or "nan"; None for anything else: Python would
+    take 1_000 and True for numbers as well."""
+    if isinstance(cell, bool | np.bool_) or not _NUMBER.fullmatch(str(cell)):
+        return None
+    return float(str(cell))  # an integer may be too large for float(), not its digits
+
+
 def semicolon_numbers(cell: object, where: str) -> np.ndarray:
     """float64 (N,) from "1.5;2;nan"; NemfError naming the cell otherwise."""
-    try:
-        return np.array([float(v) for v in str(cell).split(";")])
-    except ValueError:
-        raise NemfError(f"{where}: expected numbers separated by ';', not {cell!r}") from None
+    parts = str(cell).split(";") if isinstance(cell, str) else [cell]
+    numbers = [csv_number(part) for part in parts]
+    if None in numbers:
+        raise NemfError(f"{where}: expected numbers separated by ';', not {cell!r}")
+    return np.array(numbers, np.float64)
 
 
 def read_pascal_mat(file: Path) -> tuple[np.ndarray, tuple[float, ...] | None]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from nemf.datasets.index import PairDataset, RawImage, RawPair, inside
-from nemf.datasets.pfpascal import find_list, read_pair_list
+from nemf.datasets.pfpascal import csv_number, find_list, read_pair_list
 from nemf.errors import NemfError
 
 _N_KPS = 10
@@ -41,10 +41,10 @@ class PFWillow(PairDataset):
         number, row = entry
         origin = f"{self.list_file()} row {number + 2}"
         files = [self._image(str(cell), images, origin) for cell in row[:2]]
-        try:
-            numbers = row[2 : 2 + 4 * _N_KPS].astype(np.float32).reshape(2, 2, _N_KPS)
-        except (ValueError, OverflowError):
-            raise NemfError(f"{origin}: columns 3 to 42 must be numbers") from None
+        cells = [csv_number(cell) for cell in row[2 : 2 + 4 * _N_KPS]]
+        if None in cells:
+            raise NemfError(f"{origin}: columns 3 to 42 must be numbers")
+        numbers = np.array(cells, np.float32).reshape(2, 2, _N_KPS)
         category, stems = files[0].parent.name, [f.stem for f in files]
         return RawPair(
             id=f"{number:06d}-{stems[0]}-{stems[1]}:{category}",

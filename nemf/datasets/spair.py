@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import numpy as np
 from nemf.datasets.index import PairDataset, RawImage, RawPair, inside
 from nemf.errors import NemfError
 from nemf.pairs import FLAGS
+from nemf.reading import read_json, read_within
 
 _SPLIT_FILES = {"trn": ("trn", "train"), "val": ("val",), "test": ("test",)}
 _FLAG_FIELDS = dict(zip(FLAGS, ("viewpoint_variation", "scale_variation", *FLAGS[2:]), strict=True))
@@ -55,7 +56,7 @@ class SPair71k(PairDataset):
 
     def entries(self) -> list[str]:
         try:
-            lines = self.list_file().read_text(encoding="utf-8").split("\n")
+            lines = read_within(self.list_file()).decode("utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as problem:
             raise NemfError(f"{self.list_file()}: cannot be read as text ({problem})") from None
         lines = [line.strip() for line in lines if line.strip()]
@@ -69,10 +70,10 @@ class SPair71k(PairDataset):
             other = file.with_name(_without_colon(file.name))
             file = other if other.exists() else file
         fields = read_json_object(file)
-        category = str(json_field(file, fields, "category"))
+        category = json_text(file, fields, "category")
         names = {}
         for side in ("src", "trg"):
-            stem = str(json_field(file, fields, f"{side}_imname"))
+            stem = json_text(file, fields, f"{side}_imname")
             names[side] = f"{category}/{stem}"
             if names[side] not in images:
                 path = inside(self.folder / "JPEGImages", names[side], str(file))
@@ -95,19 +96,19 @@ class SPair71k(PairDataset):
         )
 
     def _image(self, name: str, path: Path) -> RawImage:
-        file = (self.folder / "ImageAnnotation" / name).with_suffix(".json")
+        own = f"{name.rpartition('.')[0] or name}.json"
+        file = inside(self.folder / "ImageAnnotation", own, str(path))
         if not file.exists():
             return RawImage(name, path)
         kps = json_field(file, read_json_object(file), "kps")
+        wrong = f"{file}: 'kps' must map keypoint ids to [x, y] or null"
         if not isinstance(kps, dict):
-            raise NemfError(f"{file}: 'kps' must map keypoint ids to [x, y] or null")
-        absent = [float("nan")] * 2
+            raise NemfError(wrong)
         try:
-            points = np.asarray([absent if p is None else p[:2] for p in kps.values()], np.float32)
-            points = points.reshape(len(kps), 2)
+            points = _points([p if p is None else p[:2] for p in kps.values()])
         except (TypeError, ValueError, KeyError, OverflowError):
-            raise NemfError(f"{file}: 'kps' must map keypoint ids to [x, y] or null") from None
-        return RawImage(name, path, points, tuple(str(k) for k in kps))
+            raise NemfError(wrong) from None
+        return RawImage(name, path, points, tuple(kps))
 
     def unlisted(self) -> list[Path]:
         listed = {f"{line}.json" for line in self.entries()}
@@ -145,12 +146,7 @@ class AnimalPose(SPair71k):
 
 def read_json_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; NemfError naming it if missing, unreadable or something else."""
-    try:
-        fields = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise NemfError(f"{file}: the annotation is missing") from None
-    except (OSError, ValueError, RecursionError) as problem:
-        raise NemfError(f"{file}: cannot be read as JSON ({problem})") from None
+    fields = read_json(file, missing="the annotation is missing")
     if not isinstance(fields, dict):
         raise NemfError(f"{file}: holds {type(fields).__name__}, expected a JSON object")
     return fields
@@ -162,24 +158,51 @@ def json_field(file: Path, fields: dict[str, Any], key: str) -> Any:
     return fields[key]
 
 
+def json_text(file: Path, fields: dict[str, Any], key: str) -> str:
+    """A name. NemfError for anything but a text that a file system and a table can hold."""
+    text = json_field(file, fields, key)
+    if not isinstance(text, str) or not text or not _is_unicode(text):
+        raise NemfError(f"{file}: {key!r} must be a text, not {text!r}")
+    return text
+
+
 def json_points(file: Path, fields: dict[str, Any], key: str) -> np.ndarray:
     """float32 (N, 2); null coordinates or points become NaN."""
     points = json_field(file, fields, key)
     try:
-        rows = [
-            [np.nan, np.nan] if p is None else [np.nan if v is None else v for v in p]
-            for p in points
-        ]
-        array = np.asarray(rows, np.float32).reshape(len(rows), 2)
+        return _points(points)
     except (TypeError, ValueError, OverflowError):
         raise NemfError(f"{file}: {key!r} must be a list of [x, y]") from None
-    return array
+
+
+def _points(points: Any) -> np.ndarray:
+    """float32 (N, 2) from lists of two numbers. TypeError, ValueError or OverflowError if they are
+    not that, or numbers that float32 cannot hold."""
+    rows = [(math.nan, math.nan) if p is None else tuple(map(_coordinate, p)) for p in points]
+    if not isinstance(points, list) or any(len(row) != 2 for row in rows):
+        raise ValueError
+    array = np.asarray(rows, np.float64).reshape(len(rows), 2)
+    if (np.abs(array[np.isfinite(array)]) > np.finfo(np.float32).max).any():
+        raise OverflowError
+    return array.astype(np.float32)
+
+
+def _coordinate(value: Any) -> float:
+    """A JSON number (true and "1" are none), NaN for null."""
+    return math.nan if value is None else json_number(value)
+
+
+def json_number(value: Any) -> float:
+    """A number of a JSON file; TypeError for anything else, be it true or a text."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def json_box(file: Path, fields: dict[str, Any], key: str) -> tuple[float, ...]:
     box = json_field(file, fields, key)
     try:
-        x1, y1, x2, y2 = (float(v) for v in box)
+        x1, y1, x2, y2 = map(json_number, box)
     except (TypeError, ValueError, OverflowError):
         raise NemfError(f"{file}: {key!r} must be [x1, y1, x2, y2], not {box!r}") from None
     return x1, y1, x2, y2
@@ -188,9 +211,18 @@ def json_box(file: Path, fields: dict[str, Any], key: str) -> tuple[float, ...]:
 def json_names(file: Path, fields: dict[str, Any], key: str, n: int) -> tuple[str, ...]:
     """The names of keypoints, their positions 0..n-1 where the field is absent or empty."""
     names = fields.get(key) or list(range(n))
-    if not isinstance(names, list):
+    if not isinstance(names, list) or not all(_is_name(name) for name in names):
         raise NemfError(f"{file}: {key!r} must be a list of names, not {names!r}")
     return tuple(str(name) for name in names)
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, str) and _is_unicode(value))
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _without_colon(name: str) -> str:
@@ -202,10 +234,9 @@ def _claimed_size(file: Path, fields: dict[str, Any], key: str) -> tuple[int, in
     size = fields.get(key)
     if size is None:
         return None
-    try:
-        return int(size[1]), int(size[0])
-    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
-        raise NemfError(f"{file}: {key!r} must be [width, height, ...], not {size!r}") from None
+    if not isinstance(size, list) or len(size) < 2 or any(type(v) is not int for v in size[:2]):
+        raise NemfError(f"{file}: {key!r} must be [width, height, ...], not {size!r}")
+    return size[1], size[0]
 
 
 def _flag(file: Path, fields: dict[str, Any], key: str) -> int:

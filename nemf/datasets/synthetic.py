@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -21,13 +22,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 from scipy.io import savemat
 
+from nemf.claims import claimed
 from nemf.datasets.synthetic_objects import OBJECT_CLASSES, ObjectClass
 from nemf.datasets.synthetic_scenes import Framing, Photograph, take_photograph
 from nemf.errors import NemfError
+from nemf.reading import read_json
 
 GENERATOR = "nemf-synthetic@1"
 MARKER = "SYNTHETIC.json"
@@ -155,7 +157,8 @@ def make_synthetic(
         raise NemfError(f"{root} is not a folder: choose another place for the datasets")
     marker = {"synthetic": True, "generator": GENERATOR, "seed": seed, "preset": preset}
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".make-synthetic.lock"):
+    busy = "another process makes synthetic data here"
+    with claimed(root, ".make-synthetic.lock", busy, timeout_s=math.inf):
         missing = [name for name in _DATASETS if not _is_complete(root / name, marker)]
         for name in missing:
             partial = root / f".{name}.partial"
@@ -176,12 +179,7 @@ def synthetic_marker(folder: Path) -> dict | None:
     path = Path(folder) / MARKER
     if not path.exists():
         return None
-    try:
-        marker = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NemfError(
-            f"{path} cannot be read as JSON ({error}): make the dataset again"
-        ) from error
+    marker = read_json(path)
     wanted = {"synthetic": bool, "generator": str, "seed": int, "preset": str}
     if not isinstance(marker, dict) or any(
         type(marker.get(key)) is not kind for key, kind in wanted.items()

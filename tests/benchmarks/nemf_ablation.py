@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
+from experiments.feature_cache import FeatureCache
 from experiments.jobs import open_dataset
 from experiments.matcher_training import score_spread_pairs
-from experiments.prediction import FeatureCache
 from nemf.field.nemf import NeMF
 from nemf.scoring import get_protocol
 from reports.records import alpha_name
