@@ -10,6 +10,7 @@ PROTOCOL ?=
 BASE ?=
 JOBS ?= auto
 DOWNLOAD ?=
+FULL ?=
 
 NEMF = $(VENV)/bin/nemf
 READY = $(VENV)/.ready
@@ -19,7 +20,7 @@ ROOT = $(if $(DATA),$(DATA),$(OUT)/synthetic)
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-long lint reproduce-table1 reproduce-table2 compare figures regress bench ui backbone
+.PHONY: help setup test test-long lint reproduce-table1 reproduce-table2 compare figures regress bench ui backbone tiny docs
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -29,7 +30,7 @@ setup: $(READY) ## Make the virtual environment (a second call does nothing)
 # torch first and by pip, so that a CPU build that pip knows of is taken.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check "torch>=2.4,<2.14"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check "torch>=2.6,<2.14"
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[test]"
 	@touch $@
 
@@ -37,7 +38,7 @@ $(READY): pyproject.toml
 define reproduce
 	$(if $(DATA),,$(NEMF) data make-synthetic $(ROOT))
 	$(NEMF) predict --table $(1) --data "$(ROOT)" --out $(OUT) $(if $(DATA),,--train) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
-		$(if $(MATCHERS),--matchers "$(MATCHERS)") $(if $(DOWNLOAD),--download)
+		$(if $(MATCHERS),--matchers "$(MATCHERS)") $(if $(FULL),--full) $(if $(DOWNLOAD),--download)
 	$(NEMF) score --table $(1) --out $(OUT)
 	$(NEMF) table $(1) --data "$(ROOT)" --out $(OUT)
 endef
@@ -72,6 +73,13 @@ test: $(READY) lint ## Unit, contract, golden, import-direction and real-data te
 test-long: $(READY) ## What takes longer: whole jobs, kills, README commands
 	$(VENV)/bin/python -m pytest -m long
 
+docs: $(VENV)/.docs ## The documentation as a site: OUT/site/index.html opens offline
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --site-dir "$(abspath $(OUT))/site"
+
+$(VENV)/.docs: $(READY)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
+
 lint: $(READY) ## ruff: lint and format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -83,6 +91,12 @@ bench: $(READY) ## Speed of the suite itself, as ratios within one run
 backbone: $(READY) ## Train the small CNN that ships for the synthetic job
 	$(NEMF) train experiments/configs/training/resnet_small.py --out $(OUT)
 	cp $(OUT)/training/resnet_small/resnet_small.pth experiments/weights/resnet_small.pth
+
+tiny: $(READY) ## Train the tiny CATs and NeMF that ship for the regression gate
+	$(NEMF) data make-synthetic $(OUT)/synthetic
+	for name in cats_tiny nemf_tiny; do \
+		$(NEMF) train $$name --no-mlflow --data $(OUT)/synthetic --out $(OUT) && \
+		cp $(OUT)/training/$$name/$$name.pth experiments/weights/$$name.pth || exit 1; done
 
 ui: $(READY) ## MLflow's page on the runs in OUT (or MLFLOW_TRACKING_URI)
 	$(VENV)/bin/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(OUT))/mlflow.db}"

@@ -23,12 +23,12 @@ from nemf.datasets import dataset_class
 from nemf.datasets.index import PairDataset
 from nemf.errors import NemfError
 from nemf.files import write_text
+from nemf.match_pictures import draw_matches
 from nemf.pairs import FLAGS
 from nemf.predictions import Predictions, dataset_folder
 from nemf.scoring import Averaging, Protocol, check_alphas
 from reports.comparison_page import conclusion, draw_curves, headline, markdown
 from reports.confusions import keypoint_names, left_right, nearer_to_another
-from reports.figures import draw_matches
 from reports.records import (
     LEVEL,
     PairScores,

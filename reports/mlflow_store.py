@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from nemf.claims import Claim, claimed
 from nemf.errors import NemfError
-from nemf.files import claimed
+from nemf.processes import draft_beside
 
 EXPERIMENT = "nemf"
 LISTING = "files.json"
 _FILES_TAG, _CONTENT_TAG = "nemf.files", "nemf.content"
-_SCORES = re.compile(r"[^/]+/per-(image|point)/")  # names of metrics that come from score records
+_SCORES = re.compile(r".+/per-(image|point)/")  # names of metrics that come from score records
 _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 _AFTERWARDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 _LOCK_TIMEOUT_S = 600
@@ -141,13 +142,14 @@ class Store:
         else:
             self._client.update_run(held.info.run_id, status="RUNNING", name=run.name)
         run_id = held.info.run_id
+        now_ms = _later_than(held)
         try:
-            self._write_patiently(held, run)
+            self._write_patiently(held, run, now_ms)
         except BaseException:
             with suppress(Exception):  # the first problem is the one to report
-                self._client.set_terminated(run_id, "FAILED")
+                self._client.set_terminated(run_id, "FAILED", end_time=_later_than(held))
             raise
-        self._client.set_terminated(run_id)
+        self._client.set_terminated(run_id, end_time=_later_than(held))
         if made:
             kept = self._oldest(key)
             if kept is not None and kept.info.run_id != run_id:
@@ -225,20 +227,20 @@ class Store:
         )
         return found[0] if found else None
 
-    def _write_patiently(self, held: Any, run: Run) -> None:
+    def _write_patiently(self, held: Any, run: Run, now_ms: int) -> None:
         """MLflow refuses a tag or a dataset that somebody else stores at the same moment."""
         from mlflow.exceptions import MlflowException
 
         for pause_s in (0.5, 2):
             try:
-                self._write(held, run)
+                self._write(held, run, now_ms)
                 return
             except MlflowException:
                 time.sleep(pause_s)
                 held = self._client.get_run(held.info.run_id)
-        self._write(held, run)
+        self._write(held, run, now_ms)
 
-    def _write(self, held: Any, run: Run) -> None:
+    def _write(self, held: Any, run: Run, now_ms: int) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         run_id = held.info.run_id
@@ -252,8 +254,6 @@ class Store:
                 draw(Path(folder) / name)
                 self._client.log_artifact(run_id, str(Path(folder) / name))
         self._log_datasets(run_id, run.datasets)
-        # Of two values at one step and time MLflow takes the greater as the latest.
-        now_ms = max(int(time.time() * 1000), held.info.start_time, (held.info.end_time or 0) + 1)
         values = [(n, 0, v) for n, v in self._changed(run, held.data.metrics)]
         values += self._changed_steps(run, held)
         tags = run.tags | {
@@ -299,6 +299,12 @@ class Store:
             self._client.log_inputs(run_id, inputs)
 
 
+def _later_than(held: Any) -> int:
+    """Now in ms, but after what the run says of itself, should the clock have been put back: of two
+    values of a metric MLflow takes the one of the later time, and of equal times the greater."""
+    return max(int(time.time() * 1000), held.info.start_time, (held.info.end_time or 0) + 1)
+
+
 def _same(value: float, old: float | None) -> bool:
     return old is not None and (value == old or (math.isnan(value) and math.isnan(old)))
 
@@ -331,8 +337,9 @@ def _environment() -> str:
 
 
 @contextmanager
-def open_store(out: Path, *, make: bool = True) -> Iterator[Store]:
-    """The store of an output folder, for this process alone as far as the folder goes.
+def open_store(out: Path, experiment: str = EXPERIMENT, *, make: bool = True) -> Iterator[Store]:
+    """An experiment in the store of an output folder, for this process alone as far as the folder
+    goes.
 
     ``make``: whether store and experiment are made if they are not there. NemfError in one line
     for anything that the store does wrong, also later in the block.
@@ -349,7 +356,7 @@ def open_store(out: Path, *, make: bool = True) -> Iterator[Store]:
             with _unless_set(_FIRST_CONTACT):
                 _check_sqlite(uri, make)
                 client = MlflowClient(tracking_uri=uri)
-                store = Store(client, _experiment(client, uri, out, make))
+                store = Store(client, _experiment(client, uri, out, experiment, make))
             with _unless_set(_AFTERWARDS):
                 yield store
         except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError) as problem:
@@ -371,29 +378,29 @@ def _refusal(uri: str, out: Path, problem: Exception, writing: bool) -> str:
     )
 
 
-def _experiment(client: Any, uri: str, out: Path, make: bool) -> str:
+def _experiment(client: Any, uri: str, out: Path, name: str, make: bool) -> str:
     """Id of the experiment, made if need be."""
     from mlflow.exceptions import MlflowException
 
     location = _artifact_location(uri, out)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = client.get_experiment_by_name(name)
     if experiment is None and not make:
         raise NemfError(
-            f"MLflow at {without_password(uri)} has no experiment {EXPERIMENT!r}: nothing was "
+            f"MLflow at {without_password(uri)} has no experiment {name!r}: nothing was "
             "published there"
         )
     if experiment is None:
         try:
             # The kind decides which page MLflow opens the experiment with.
             kind = {"mlflow.experimentKind": "custom_model_development"}
-            return client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
+            return client.create_experiment(name, artifact_location=location, tags=kind)
         except MlflowException:  # somebody else, on another machine, was quicker
-            experiment = client.get_experiment_by_name(EXPERIMENT)
+            experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
     if experiment.lifecycle_stage != "active":
         raise NemfError(
-            f"MLflow's experiment {EXPERIMENT!r} is deleted: bring it back with `mlflow "
+            f"MLflow's experiment {name!r} is deleted: bring it back with `mlflow "
             f"experiments restore -x {experiment.experiment_id}`, then run the same command again"
         )
     is_default = not os.environ.get("MLFLOW_TRACKING_URI")
@@ -432,12 +439,30 @@ def _check_sqlite(uri: str, make: bool) -> None:
     if not make and not Path(file).exists():
         raise NemfError(f"{file}: there is no such MLflow store")
     Path(file).parent.mkdir(parents=True, exist_ok=True)
+    if not Path(file).exists():
+        _make_sqlite(Path(file))
     with closing(sqlite3.connect(file, timeout=5)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.rollback()
 
 
-def _claim(out: Path) -> AbstractContextManager[None]:
+def _make_sqlite(file: Path) -> None:
+    """An SQLite file with MLflow's tables, whole or not at all: MLflow makes them one by one and
+    cannot go on with a part of them."""
+    from mlflow import MlflowClient
+
+    draft = draft_beside(file)
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # somebody else was quicker
+            os.link(draft, file)
+    finally:
+        for left in list(draft.parent.iterdir()):
+            if left.name.startswith(draft.name):  # SQLite's journals too
+                left.unlink(missing_ok=True)
+
+
+def _claim(out: Path) -> AbstractContextManager[Claim]:
     """One process per output folder: two at once would both find a run missing and make it."""
     busy = "another process has been publishing for long; stop it"
     return claimed(out, ".publish.lock", busy, timeout_s=_LOCK_TIMEOUT_S)

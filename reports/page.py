@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image as PILImage
 
 from nemf.datasets import dataset_class
@@ -35,12 +33,12 @@ from nemf.pairs import FLAGS, ImageRecord
 from nemf.predictions import FILE_NAME, Predictions
 from nemf.scoring import PROTOCOLS, correct
 from reports.records import keypoint_errors
+from reports.self_contained import render_page
 from reports.tables import Table
 from reports.wording import code_text, is_part
 
 log = logging.getLogger(__name__)
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _COLUMNS = [
     *("pair", "pair_number", "category", "kp_name"),
     *(f"{what}_{axis}" for what in ("query", "pred", "true") for axis in "xy"),
@@ -429,33 +427,16 @@ def _dataset_title(meta: dict[str, Any]) -> str:
 
 
 def _render(table: Table, cells: Sequence[_Cell], blocks: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    texts = {name: (_TEMPLATES / name).read_text(encoding="utf-8") for name in _INLINED}
-    return environment.get_template("page.html").render(
+    return render_page(
+        "page.html",
+        ("sorting.js", "page.js"),
         table=table,
         synthetic=any(cell.meta["synthetic"] for cell in cells),
         overs=[(over, len(list(of))) for over, of in groupby(table.columns, lambda c: c.over)],
         bodies=_bodies(table),
         **_provenance(cells),
         blocks=blocks,
-        **{key: Markup(texts[name]) for name, key in _INLINED.items()},
-        hashes={key: _source_hash(texts[name]) for name, key in _INLINED.items()},
     )
-
-
-_INLINED = {"page.css": "style", "page.js": "script"}
-
-
-def _source_hash(text: str) -> str:
-    """A source expression of the page's Content-Security-Policy: only this text may run."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _bodies(table: Table) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -22,10 +22,12 @@ from nemf.files import write_text
 from nemf.geometry import snap_to_grid
 from nemf.pairs import FLAGS
 from nemf.predictions import FILE_NAME, Predictions
+from nemf.reading import read_json
 from nemf.scoring import Protocol, check_alphas, check_errors, correct, errors_px, lengths_px
 from reports.statistics import dyadic_mean
 
 FORMAT = 1
+_LARGEST = 1e300  # a JSON file may hold larger integers, which are no floats
 LEVEL = 0.95
 
 
@@ -57,8 +59,9 @@ def keypoint_errors(
     plan = protocol.plan.for_layout(layout)
     if predictions.plan != plan:
         raise NemfError(
-            f"{protocol.id} scores predictions of plan {plan} on {predictions.meta['title']}, but "
-            f"these were made under {predictions.plan}: predict with --protocol {protocol.id}"
+            f"{predictions.origin}{protocol.id} scores predictions of plan {plan} on "
+            f"{predictions.meta['title']}, but these were made under "
+            f"{predictions.plan}: predict with --protocol {protocol.id}"
         )
     heights = predictions.column("reference_height")
     widths = predictions.column("reference_width")
@@ -73,20 +76,24 @@ def keypoint_errors(
             pred[rows] = snap_to_grid(true[rows], (size >> 32, size & 0xFFFFFFFF), oracle_grid)
     factors = protocol.frame.factors(heights, widths)
     error = errors_px(pred, true, factors)
-    length = lengths_px(
-        protocol.bases[layout],
-        factors=factors,
-        heights=heights,
-        widths=widths,
-        bbox=predictions.bbox("reference"),
-        true=true,
-        pair=predictions.column("pair_number"),
-    )
+    try:
+        length = lengths_px(
+            protocol.bases[layout],
+            factors=factors,
+            heights=heights,
+            widths=widths,
+            bbox=predictions.bbox("reference"),
+            true=true,
+            pair=predictions.column("pair_number"),
+        )
+    except NemfError as problem:
+        raise NemfError(f"{predictions.origin}{problem}") from None
     if not (length > 0).all():
         row = int(np.argmin(length > 0))
         raise NemfError(
-            f"pair {predictions.column('pair')[row]} has a {protocol.bases[layout]} of "
-            f"{length[row]:g} px, which alpha cannot multiply: {protocol.id} cannot score it"
+            f"{predictions.origin}pair {predictions.column('pair')[row]} has a "
+            f"{protocol.bases[layout]} of {length[row]:g} px, which alpha cannot multiply: "
+            f"{protocol.id} cannot score it"
         )
     check_errors(error, length)
     return error, length
@@ -217,14 +224,49 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record; NemfError if the file is none or of another format version."""
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError) as problem:
-        raise NemfError(f"{path}: cannot be read as a score record ({problem})") from None
+    """A record; NemfError if the file is none, of another format version or holds what no record
+    can."""
+    record = read_json(path, "a score record")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise NemfError(f"{path}: not a score record of format {FORMAT}; run `nemf score` again")
+    problem = _record_problem(record)
+    if problem is not None:
+        raise NemfError(f"{path}: {problem}; run `nemf score` again")
     return record
+
+
+def _record_problem(record: dict[str, Any]) -> str | None:
+    """What tables would stumble over, or print although it cannot be."""
+    made, protocol = record.get("predictions"), record.get("protocol")
+    if not isinstance(made, dict) or not isinstance(made.get("matcher"), dict):
+        return "it does not say whose predictions it scores"
+    texts = [made.get(key) for key in ("dataset", "title", "split", "layout")]
+    texts += [made["matcher"].get("label"), record.get("predictions_sha256")]
+    if not isinstance(protocol, dict) or not all(map(_is_text, [*texts, protocol.get("id")])):
+        return "it does not say what it scores under which protocol"
+    alphas, entries = record.get("alphas"), record.get("metrics")
+    if not isinstance(alphas, list) or not isinstance(entries, list):
+        return "it holds no alphas or no metrics"
+    for entry in entries:
+        known = isinstance(entry, dict) and entry.get("averaging") in ("image", "point")
+        if not known or not _is_text(entry.get("group")) or not _is_text(entry.get("value")):
+            return "an entry of its metrics has no name"
+        if not _is_number(entry.get("alpha")) or entry["alpha"] not in alphas:
+            return f"its metrics have the alpha {entry.get('alpha')!r}"
+        numbers = [entry[key] for key in ("low", "high", "se") if entry.get(key) is not None]
+        if not all(map(_is_number, numbers)):
+            return "an interval of its metrics is no number"
+        if not _is_number(entry.get("pck")) or not 0 <= entry["pck"] <= 1:
+            return f"its metrics have the PCK {entry.get('pck')!r}"
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # so not NaN either
 
 
 def current_predictions(out: Path) -> list[Path]:

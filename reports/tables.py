@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from nemf.datasets import dataset_class
 from nemf.errors import NemfError
+from nemf.reading import read_yaml
 from nemf.scoring import check_alphas, get_protocol
 from reports.published_figures import PublishedMethod, PublishedTable
 from reports.ranking import CLASS_MEAN, Contender, ScoresOf, class_mean, places, rank_columns
@@ -55,15 +55,15 @@ class TableSpec:
     oracle_grids: tuple[int, ...]
     published: str | None
 
+    def rows(self, *, synthetic: bool, full: bool = False) -> tuple[str, ...]:
+        """The matcher configs of a real or a synthetic table, with ``full`` all that it knows."""
+        more = self.matchers.get("synthetic_full", ()) if synthetic and full else ()
+        return (*self.matchers["synthetic" if synthetic else "real"], *more)
+
     @classmethod
     def load(cls, path: Path) -> TableSpec:
         """NemfError naming the file for anything missing, unknown or malformed."""
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-            raise NemfError(
-                f"{path}: cannot be read as a table specification ({problem})"
-            ) from None
+        content = read_yaml(path, "a table specification")
         if not isinstance(content, dict):
             raise NemfError(f"{path}: must be a mapping")
         known = {f.name for f in fields(cls)}
@@ -94,8 +94,12 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
         if protocol != "paper":
             get_protocol(protocol)
     matchers = content["matchers"]
-    if not isinstance(matchers, dict) or set(matchers) != {"real", "synthetic"}:
-        raise NemfError(f"matchers must list those for real and for synthetic, not {matchers!r}")
+    kinds = set(matchers) if isinstance(matchers, dict) else set()
+    if kinds - {"synthetic_full"} != {"real", "synthetic"}:
+        raise NemfError(
+            "matchers must list those for real and for synthetic, and may list synthetic_full; "
+            f"not {matchers!r}"
+        )
     checked["matchers"] = {kind: _texts("matchers", names) for kind, names in matchers.items()}
     grids = content["oracle_grids"]
     if not isinstance(grids, list) or not all(type(g) is int and g > 0 for g in grids):
@@ -580,6 +584,8 @@ def _measured_part(meta: dict[str, Any]) -> str:
 
 def _eval_resolution(frame: dict[str, Any]) -> str:
     side = frame["side"]
+    if frame.get("height"):
+        return f"{frame['height']}x{side}"
     kinds = {"original": "ori", "squash": f"{side}", "fit": f"max {side}", "scale": f"long {side}"}
     return kinds[frame["kind"]]
 

@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nemf.datasets import dataset_class
 from nemf.errors import NemfError
 from nemf.pairs import FLAGS
 from nemf.predictions import Predictions
+from nemf.reading import read_json
 from reports.mlflow_store import Run, Store, open_store
 from reports.records import alpha_name, current_predictions, read_record
 from reports.score_figures import draw_scores
@@ -84,7 +85,7 @@ def publish_table(out: Path, table: Table, files: list[Path], cells: dict[str, s
         run = Run(
             name=f"{table.name}{kind}",
             tags=tags,
-            note=_fit_note(note, "table/"),
+            note=fit_note(note, "table/"),
             artifacts=[(file, "table") for file in files],
             texts={"cells.json": json.dumps(cells, indent=1, sort_keys=True) + "\n"},
             datasets=_table_datasets(table.cells),
@@ -92,7 +93,11 @@ def publish_table(out: Path, table: Table, files: list[Path], cells: dict[str, s
         run_id = store.publish(run)
         last = store.newest({"nemf.table": table.name, LAST_PUBLISHED: None}, LAST_PUBLISHED)
         if last is None or last.info.run_id != run_id:
-            store.set_tag(run_id, LAST_PUBLISHED, datetime.now(UTC).isoformat())
+            now = datetime.now(UTC)
+            if last is not None:  # by somebody whose clock is ahead, or before ours was put back
+                before = datetime.fromisoformat(last.data.tags[LAST_PUBLISHED])
+                now = max(now, before + timedelta(microseconds=1))
+            store.set_tag(run_id, LAST_PUBLISHED, now.isoformat(timespec="microseconds"))
         return run_id
 
 
@@ -115,7 +120,7 @@ def _cell_run(out: Path, file: Path, store: Store) -> Run:
         key=("nemf.cell", cell),
         name=f"{label} / {synthetic}{meta['title']} {meta['split']} / {meta['plan']}",
         tags={"nemf.cell": cell, **_cell_tags(meta, scores)},
-        note=_fit_note(_cell_note(meta, scores, store), "scores/"),
+        note=fit_note(_cell_note(meta, scores, store), "scores/"),
         artifacts=[
             (file, None),
             *([(extra, None)] if extra.exists() else []),
@@ -303,7 +308,7 @@ def _interval(entry: dict[str, Any]) -> str:
 def _training_run(path: Path, store: Store) -> Run:
     """The training that a story (``<name>.json``) tells of."""
     try:
-        return _told_training(path, json.loads(path.read_text(encoding="utf-8")), store)
+        return _told_training(path, read_json(path, "a training's story"), store)
     except NemfError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
@@ -350,7 +355,7 @@ def _told_training(path: Path, story: dict[str, Any], store: Store) -> Run:
         key=("nemf.training", training),
         name=f"training {story['name']}{trained_on}",
         tags={name: _text(value) for name, value in tags.items()},
-        note=_fit_note(_training_note(story, datasets, store), path.name),
+        note=fit_note(_training_note(story, datasets, store), path.name),
         artifacts=[(path, None), *([(picture, None)] if picture.exists() else [])],
         texts={"settings.json": json.dumps(settings, indent=1, sort_keys=True) + "\n"},
         params=_training_params(story),
@@ -483,7 +488,7 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _fit_note(note: str, where: str) -> str:
+def fit_note(note: str, where: str) -> str:
     """The note, cut after a whole line if MLflow would not keep all of it."""
     if len(note) <= _NOTE_LIMIT:
         return note

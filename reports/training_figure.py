@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemf.datasets import dataset_class
-from nemf.errors import NemfError
 from nemf.files import write_whole
+from nemf.match_pictures import COLOURS
+from nemf.reading import read_json
 from reports.figure_files import PAGE_IN, CannotDraw, write_figure
-from reports.figures import COLOURS
 from reports.wording import dataset_title
 
 if TYPE_CHECKING:
@@ -71,10 +70,7 @@ def _data_text(facts: dict[str, Any] | None, story: dict[str, Any], side: str) -
 
 
 def _story(file: Path) -> dict[str, Any]:
-    try:
-        story = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise NemfError(f"{file}: cannot be read as a training's story ({problem})") from None
+    story = read_json(file, "a training's story")
     return story if isinstance(story, dict) else {}
 
 
