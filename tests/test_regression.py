@@ -113,6 +113,9 @@ def test_the_policy_lists_its_cells(policy: Policy) -> None:
     assert "nearest_small/spair/canonical" in names
     assert len(names) == len(set(names)) == 20
     assert {cell.dataset for cell in policy.cells(real=True)} == {"pfwillow"}
+    assert {c.matcher for c in policy.cells()} - {c.matcher for c in policy.cells(real=True)} == {
+        "copy"
+    }
     assert all(policy.guards(cell) for cell in [*policy.cells(), *policy.cells(real=True)])
     only = dataclasses.replace(policy, guard=("*/spair/*",))
     assert [only.guards(Cell("m", d, "p")) for d in ("spair", "pfwillow")] == [True, False]
