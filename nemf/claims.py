@@ -141,8 +141,8 @@ def _make(folder: Path, name: str, number: int) -> bool:
     """Makes the claim of that number; False if somebody else was quicker."""
     target = folder / f"{name}.{number}"
     draft = draft_beside(folder / name)
-    draft.write_text(f"{process_name()} {platform.node()}\n", encoding="utf-8")
     try:
+        draft.write_text(f"{process_name()} {platform.node()}\n", encoding="utf-8")
         os.link(draft, target)
     except FileExistsError:
         # A file server may have done it and lost its answer.

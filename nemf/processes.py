@@ -68,13 +68,18 @@ def _state(pid: int) -> tuple[str, str]:
 
 def draft_beside(path: Path) -> Path:
     """A new hidden path in the folder of ``path`` to make its content under, before a rename.
-    Drafts of it that processes of this place left when they were killed are removed."""
-    prefix = f".{path.name}-"
-    draft = re.compile(rf"{re.escape(prefix)}(.+)-[0-9a-f]{{8}}")
+    Calls :func:`sweep_drafts`."""
+    sweep_drafts(path)
+    return path.with_name(f".{path.name}-{process_name()}-{uuid.uuid4().hex[:8]}")
+
+
+def sweep_drafts(path: Path) -> None:
+    """Removes the drafts of ``path``, and what lies beside them under their names, that processes
+    of this place left when they were killed."""
+    draft = re.compile(rf"\.{re.escape(path.name)}-(.+~\d+\.\d*)-[0-9a-f]{{8}}.*")
     for entry in os.listdir(path.parent):
-        match = draft.fullmatch(entry) if entry.startswith(prefix) else None
+        match = draft.fullmatch(entry) if entry.startswith(".") else None
         if match and known_dead(match[1]):
             with suppress(OSError):
                 left = path.parent / entry
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return path.with_name(f"{prefix}{process_name()}-{uuid.uuid4().hex[:8]}")

@@ -316,7 +316,7 @@ def check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
     """The alphas as floats; NemfError if there is none or one is not a positive finite number."""
     try:
         values = tuple(float(a) for a in alphas)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise NemfError(f"alphas must be numbers, not {alphas!r}") from None
     for value in values:
         if not (np.isfinite(value) and value > 0):

@@ -29,7 +29,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from nemf.claims import Claim, claimed
 from nemf.errors import NemfError
-from nemf.processes import draft_beside
+from nemf.processes import draft_beside, sweep_drafts
 
 EXPERIMENT = "nemf"
 LISTING = "files.json"
@@ -439,6 +439,7 @@ def _check_sqlite(uri: str, make: bool) -> None:
     if not make and not Path(file).exists():
         raise NemfError(f"{file}: there is no such MLflow store")
     Path(file).parent.mkdir(parents=True, exist_ok=True)
+    sweep_drafts(Path(file))
     if not Path(file).exists():
         _make_sqlite(Path(file))
     with closing(sqlite3.connect(file, timeout=5)) as connection:

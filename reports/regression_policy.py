@@ -5,7 +5,7 @@ what counts as a change. docs/regressions.md explains every entry.
 from __future__ import annotations
 
 import itertools
-import math
+import sys
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -148,7 +148,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int and type(value) is int:
         return value
-    if hint is float and number and math.isfinite(value):
+    if hint is float and number and abs(value) < sys.float_info.max:  # nor an endless integer
         return float(value)
     if hint == tuple[str, ...] and isinstance(value, list):
         if all(isinstance(text, str) and text for text in value):

@@ -288,6 +288,8 @@ def zip_damage(content: bytes, rng: random.Random) -> bytes:
             entries = {name: archive.read(name) for name in archive.namelist()}
     except Exception:
         return flip(content, rng)
+    if not entries:
+        return flip(content, rng)
     name = rng.choice([n for n in entries if n.endswith("pkl")] * 3 + list(entries))
     how = rng.randrange(8)
     if how == 0:

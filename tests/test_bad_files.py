@@ -540,6 +540,24 @@ def test_links_within_the_folder_are_followed(tmp_path: Path) -> None:
     assert len(FolderOfPairs(tmp_path / "own")) == 1
 
 
+def test_links_of_ones_own_are_followed_where_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_image(tmp_path / "disk" / "a.png", 0, 20, 20)
+    root = tmp_path / "own"
+    root.mkdir()
+    (root / "images").symlink_to(tmp_path / "disk")
+    pair = {"src": "images/a.png", "trg": "images/a.png", "src_kps": [[3, 4]], "trg_kps": [[5, 6]]}
+    write_json(root / "pairs.json", [pair])
+    with pytest.raises(NemfError, match="set NEMF_FOLLOW_LINKS=1"):
+        FolderOfPairs(root)
+    monkeypatch.setenv("NEMF_FOLLOW_LINKS", "1")
+    assert len(FolderOfPairs(root)) == 1
+    write_json(root / "pairs.json", [pair | {"trg": "../disk/a.png"}])
+    with pytest.raises(NemfError, match="leads out of"):
+        FolderOfPairs(root)
+
+
 def spair_with(make: Make, line: str | None = None, **fields: Any) -> Path:
     root = make(splits=("test",))
     base = root / "SPair-71k"

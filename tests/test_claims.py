@@ -187,14 +187,15 @@ def test_drafts_of_killed_writers_are_removed_and_others_kept(
     place, _, rest = process_name().rpartition("~")
     dead = f"{place}~{rest.partition('.')[0]}.1"
     kept = [draft_of(process_name()), draft_of(FOREIGN.split()[0]), tmp_path / ".a.json-x"]
-    gone = [draft_of(dead), draft_of(dead)]
-    for file in (*kept, gone[0]):
+    gone = [draft_of(dead), draft_of(dead), draft_of(dead)]
+    gone[2] = gone[2].with_name(f"{gone[2].name}-journal")  # SQLite's, of a draft
+    for file in (*kept, gone[0], gone[2]):
         file.write_text("")
     gone[1].mkdir()
     draft_beside(tmp_path / "b.json")
     assert all(file.exists() for file in (*kept, *gone))
     draft_beside(path)
-    assert [file.exists() for file in (*kept, *gone)] == [True, True, True, False, False]
+    assert [file.exists() for file in (*kept, *gone)] == [True] * 3 + [False] * 3
 
 
 def test_a_forked_child_has_a_name_of_its_own(tmp_path: Path) -> None:

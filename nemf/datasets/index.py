@@ -421,19 +421,20 @@ def default_cache() -> Path:
 
 
 def inside(root: Path, relative: str, origin: str) -> Path:
-    """``root / relative``; NemfError if that leads out of ``root``, by its name or by a link below
-    ``root`` (which may be a link itself)."""
+    """``root / relative``; NemfError if that leads out of ``root``, by its name or, unless
+    ``NEMF_FOLLOW_LINKS=1``, by a link below ``root`` (which may be a link itself)."""
     path = root / relative
     parts = Path(relative).parts
     if Path(relative).is_absolute() or ".." in parts:
         raise NemfError(f"{origin}: the path {relative!r} leads out of {root}; use paths below it")
     ancestors = [path, *path.parents[: len(parts) - 1]] if parts else []
-    if any(map(os.path.islink, ancestors)):
+    follow = os.environ.get("NEMF_FOLLOW_LINKS") == "1"
+    if not follow and any(map(os.path.islink, ancestors)):
         real = os.path.realpath(root)
         if os.path.commonpath([real, os.path.realpath(path)]) != real:
             raise NemfError(
                 f"{origin}: the path {relative!r} is a link that leads out of {root}; put the file "
-                "itself there"
+                "itself there, or set NEMF_FOLLOW_LINKS=1 if the link is yours"
             )
     return path
 
