@@ -124,6 +124,7 @@ class PredictLoop(BaseLoop):
                 if not from_first(lambda: cell.complete):  # another job may have been faster
                     self._predict(cell, claim, facts, matcher, dataset, plan)
         if is_first():
+            cell.tidy()
             cell.make_current()
         barrier()
         return cell.file

@@ -25,6 +25,7 @@ from nemf.claims import Claim, claimed
 from nemf.errors import NemfError
 from nemf.files import write_text, write_whole
 from nemf.predictions import FILE_NAME, SCHEMA, Predictions
+from nemf.processes import sweep_folder
 from nemf.reading import read_parquet
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,11 @@ class Cell:
             else:
                 path.unlink(missing_ok=True)
         return done
+
+    def tidy(self) -> None:
+        """Removes what a writer left that was killed when the prediction file was there already."""
+        self.discard_chunks()
+        sweep_folder(self.folder)
 
     def discard_chunks(self) -> None:
         """Forgets the chunks of an unfinished run."""

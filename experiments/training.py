@@ -38,6 +38,7 @@ from nemf.claims import Claim, claimed
 from nemf.errors import NemfError
 from nemf.files import write_text, write_whole
 from nemf.matcher import build_matcher
+from nemf.processes import sweep_folder
 from nemf.reading import read_json
 from reports.training_figure import draw_curves
 
@@ -123,6 +124,7 @@ def _share_batches(config: Config) -> None:
 
 def _make_resumable(config: Config, folder: Path) -> None:
     """A run that is killed at any moment goes on as if nothing had been."""
+    sweep_folder(folder)  # MMEngine writes a checkpoint twice; the second time may not come again
     newest = newest_checkpoint(folder)
     config.resume = bool(config.get("resume")) and newest is not None
     if config.resume:

@@ -76,10 +76,20 @@ def draft_beside(path: Path) -> Path:
 def sweep_drafts(path: Path) -> None:
     """Removes the drafts of ``path``, and what lies beside them under their names, that processes
     of this place left when they were killed."""
-    draft = re.compile(rf"\.{re.escape(path.name)}-(.+~\d+\.\d*)-[0-9a-f]{{8}}.*")
-    for entry in os.listdir(path.parent):
+    _sweep(path.parent, re.escape(path.name))
+
+
+def sweep_folder(folder: Path) -> None:
+    """:func:`sweep_drafts` of whatever file of ``folder``."""
+    _sweep(folder, ".+")
+
+
+def _sweep(folder: Path, name: str) -> None:
+    process = rf"{re.escape(_place())}~\d+\.\d*"  # of other places nothing can be known
+    draft = re.compile(rf"\.{name}-({process})-[0-9a-f]{{8}}.*")
+    for entry in os.listdir(folder):
         match = draft.fullmatch(entry) if entry.startswith(".") else None
         if match and known_dead(match[1]):
             with suppress(OSError):
-                left = path.parent / entry
+                left = folder / entry
                 shutil.rmtree(left) if left.is_dir() else left.unlink()

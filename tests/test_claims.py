@@ -16,7 +16,7 @@ import pytest
 from nemf import claims, processes
 from nemf.claims import Busy, claimed
 from nemf.errors import NemfError
-from nemf.processes import draft_beside, known_dead, process_name
+from nemf.processes import draft_beside, known_dead, process_name, sweep_folder
 
 FOREIGN = "0123456789abcdef-4026531836~77.123 otherhost\n"  # of another machine
 
@@ -196,6 +196,17 @@ def test_drafts_of_killed_writers_are_removed_and_others_kept(
     assert all(file.exists() for file in (*kept, *gone))
     draft_beside(path)
     assert [file.exists() for file in (*kept, *gone)] == [True] * 3 + [False] * 3
+
+
+def test_a_folder_is_swept_of_drafts_of_any_name(tmp_path: Path) -> None:
+    place, _, rest = process_name().rpartition("~")
+    dead = f"{place}~{rest.partition('.')[0]}.1"
+    names = {name: f".epoch-1.pth-{name}-0123abcd" for name in (dead, process_name())}
+    for name in (*names.values(), ".hidden", "epoch-1.pth"):
+        (tmp_path / name).write_text("")
+    sweep_folder(tmp_path)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {names[process_name()], ".hidden", "epoch-1.pth"}
 
 
 def test_a_forked_child_has_a_name_of_its_own(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_parameters_and_flop_of_the_nearest_neighbour_by_hand() -> None:
     assert row["image_gflop"] > first
     assert row["parameters"] > 3 * 49 * 16
     assert row["random_weights"]
-    assert min(row["image_ms"], row["pair_ms"], row["peak_mib"]) > 0
+    assert min(row["image_ms"], row["pair_ms"]) > 0
 
 
 def test_a_matcher_without_weights_costs_no_arithmetic() -> None:
@@ -83,6 +83,7 @@ def test_rows_are_measured_in_processes_of_their_own() -> None:
     assert [row["label"] for row in found["rows"]] == ["one", "two"]
     assert set(found["rows"][0]) == set(found["rows"][1])
     assert found["size"] == [64, 80]
+    assert found["rows"][1]["peak_mib"] > found["rows"][0]["peak_mib"] >= 0
     assert found["machine"]["threads"] >= 1
 
 
