@@ -143,6 +143,18 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     assert not list((tmp_path / "b").rglob("chunks"))
 
 
+def test_what_was_left_by_a_kill_after_the_file_was_whole_is_removed(
+    tiny_pfwillow: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_pfwillow()
+    file = run("copy/pfwillow", root, tmp_path)
+    chunk = file.parent / "chunks" / "000000.parquet"
+    chunk.parent.mkdir()
+    chunk.write_bytes(b"")
+    assert run("copy/pfwillow", root, tmp_path) == file
+    assert not chunk.parent.exists()
+
+
 def test_a_matcher_that_couples_its_pairs_starts_again(
     tiny_pfwillow: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
