@@ -30,7 +30,7 @@ from nemf.backbones import (
     trunk_of,
 )
 from nemf.cards import MatcherCard
-from nemf.checkpoints import check_sources, read_state
+from nemf.checkpoints import check_given, check_sources, read_state
 from nemf.errors import NemfError
 from nemf.geometry import squash, unsquash
 from nemf.matcher import Matcher, Role
@@ -163,11 +163,6 @@ class CATs(Matcher):
         trunk.freeze(weights=not train_trunk)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[CATsFeatures]:
-        """Raises NemfError for an image whose features are not finite."""
-        return [self._encode(image) for image in images]
-
-    @torch.no_grad()
     def match(
         self,
         queries: Sequence[CATsFeatures],
@@ -242,7 +237,7 @@ class CATs(Matcher):
         count = (counts or {"loss_flow": labelled.sum()})["loss_flow"]
         return {"loss_flow": end_point_error(flow, labels, labelled) / count.clamp_min(1)}
 
-    def _encode(self, image: Image) -> CATsFeatures:
+    def encode_one(self, image: Image, role: Role) -> CATsFeatures:
         levels, projected = self.embed(self._frame(image))
         check_finite(projected, image)
         flat = [level[0].flatten(1) for level in levels]
@@ -324,7 +319,5 @@ def _sizes(
         "depth": len({key.split(".")[2] for key in state if key.startswith("decoder.blocks.")}),
         "mlp_ratio": int(ratio) if ratio.is_integer() else ratio,
     }
-    for name, value in given.items():
-        if value != found[name]:
-            raise NemfError(f"{path} has {name} {found[name]}, not {value}: leave {name} out")
+    check_given(path, found, given)
     return found

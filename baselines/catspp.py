@@ -23,7 +23,7 @@ from nemf.backbones import (
     trunk_of,
 )
 from nemf.cards import MatcherCard
-from nemf.checkpoints import check_sources, read_state
+from nemf.checkpoints import check_given, check_sources, read_state
 from nemf.convolution import doubled
 from nemf.errors import NemfError
 from nemf.geometry import squash, unsquash
@@ -245,21 +245,6 @@ class CATsPP(Matcher):
                 self._begin_at_the_correlation()
         self.backbone.freeze(weights=not train_trunk)
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[CATsPPFeatures]:
-        """Raises NemfError for an image whose features are not finite."""
-        return [self._encode(image) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[CATsPPFeatures],
-        references: Sequence[CATsPPFeatures],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(*triple) for triple in triples]
-
     def embed(self, frames: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """``taps`` (B, taps, C, S) and ``affinities`` (B, S / 4, affinity_dim) per level, deepest
         first, of ``frames`` (B, 3, input_size, input_size) from :func:`nemf.backbones.normalise`.
@@ -346,14 +331,16 @@ class CATsPP(Matcher):
             drawn.append(torch.randint(0, 2, shape, generator=generator))
         return 2.0 * torch.stack(drawn)
 
-    def _encode(self, image: Image) -> CATsPPFeatures:
+    def encode_one(self, image: Image, role: Role) -> CATsPPFeatures:
         frame = squashed_frame(image, self.input_size).to(self.hpn_learner.x_normal)
         taps, affinities = self.embed(frame)
         for affinity in affinities:
             check_finite(affinity, image)
         return CATsPPFeatures([x[0] for x in taps], [x[0] for x in affinities], image.canvas)
 
-    def _match(self, query: CATsPPFeatures, reference: CATsPPFeatures, points: Tensor) -> Matches:
+    def match_one(
+        self, query: CATsPPFeatures, reference: CATsPPFeatures, points: Tensor
+    ) -> Matches:
         lists = (reference.taps, reference.affinities, query.taps, query.affinities)
         cost = self.aggregate(*([x[None].to(self.device) for x in each] for each in lists))
         (flow,) = self.flow(cost)
@@ -492,9 +479,7 @@ def _sizes(
         }
     except (KeyError, TypeError) as problem:
         raise NemfError(f"{path} is no CATs++ checkpoint ({problem})") from None
-    for name, value in given.items():
-        if value != found[name]:
-            raise NemfError(f"{path} has {name} {found[name]}, not {value}: leave {name} out")
+    check_given(path, found, given)
     return found
 
 

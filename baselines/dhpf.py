@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -140,21 +140,6 @@ class DHPF(Matcher):
     def _frame(self) -> Size:
         return (self.input_size, self.input_size)
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[DHPFFeatures]:
-        """Raises NemfError for an image whose features are not finite."""
-        return [self._encode(image) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[DHPFFeatures],
-        references: Sequence[DHPFFeatures],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(*triple) for triple in triples]
-
     def selected(self, query: DHPFFeatures, reference: DHPFFeatures) -> list[int]:
         """The layers whose gates are open for a pair, increasing; maybe none (sec. 3.2, without
         the noise of training)."""
@@ -187,7 +172,7 @@ class DHPF(Matcher):
         votes = self.votes(query, reference)
         return mutual_filter(regularised_hough(votes, self.grid, self.grid))
 
-    def _encode(self, image: Image) -> DHPFFeatures:
+    def encode_one(self, image: Image, role: Role) -> DHPFFeatures:
         frame = squashed_frame(image, self.input_size).to(self.device)
         taps = self.backbone.taps(frame, range(len(self.reduction_ffns)))
         cells = (self.grid.rows, self.grid.cols)
@@ -202,7 +187,7 @@ class DHPF(Matcher):
         pooled = [tap.mean((0, 2, 3)) for tap in taps]
         return DHPFFeatures(reduced, squares, pooled, image.canvas)
 
-    def _match(self, query: DHPFFeatures, reference: DHPFFeatures, points: Tensor) -> Matches:
+    def match_one(self, query: DHPFFeatures, reference: DHPFFeatures, points: Tensor) -> Matches:
         def best(cells: Tensor) -> Tensor:
             return self.scores(query, reference)[cells].argmax(1)
 

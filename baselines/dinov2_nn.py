@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -114,20 +113,8 @@ class DinoNearest(Matcher):
         """Patches on a side, as tables print it."""
         return str(self.input_size // PATCH_PX)
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[DinoFeatures]:
-        squashed = self.readout in SQUASHED
-        return [self._squashed(i) if squashed else self._letterboxed(i) for i in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[DinoFeatures],
-        references: Sequence[DinoFeatures],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(*triple) for triple in triples]
+    def encode_one(self, image: Image, role: Role) -> DinoFeatures:
+        return self._squashed(image) if self.readout in SQUASHED else self._letterboxed(image)
 
     def _letterboxed(self, image: Image) -> DinoFeatures:
         """The canvas in the middle of a black square, its longer side filling it (Lanczos)."""
@@ -151,7 +138,7 @@ class DinoNearest(Matcher):
         factor = ((side - 1) / max(width - 1, 1), (side - 1) / max(height - 1, 1))
         return DinoFeatures(_unit(maps[0]), (0, 0), factor)
 
-    def _match(self, query: DinoFeatures, reference: DinoFeatures, points: Tensor) -> Matches:
+    def match_one(self, query: DinoFeatures, reference: DinoFeatures, points: Tensor) -> Matches:
         points = points.to(self.device, torch.float32)
         query_map, reference_map = query.map.to(self.device), reference.map.to(self.device)
         last, edge = query_map.shape[1] - 1, self.input_size - 1

@@ -56,27 +56,13 @@ class HyperpixelFlow(Matcher):
         self.layers = check_ids(backbone, layers)
         self.backbone = build_backbone(backbone, weights, init, upto=self.layers[-1])
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[Hyperpixels]:
-        return [self._encode(image) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[Hyperpixels],
-        references: Sequence[Hyperpixels],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [Matches(self._match(*triple)) for triple in triples]
-
-    def _encode(self, image: Image) -> Hyperpixels:
+    def encode_one(self, image: Image, role: Role) -> Hyperpixels:
         pixels, ratio = frame(image, self.device, enlarge=False)
         return hyperpixels(self.backbone, self.layers, pixels, ratio, prune=True)
 
-    def _match(self, query: Hyperpixels, reference: Hyperpixels, points: Tensor) -> Tensor:
+    def match_one(self, query: Hyperpixels, reference: Hyperpixels, points: Tensor) -> Matches:
         points = points.to(self.device, torch.float32)
-        return transfer(points, query, reference, lambda: self.votes(query, reference))
+        return Matches(transfer(points, query, reference, lambda: self.votes(query, reference)))
 
     def votes(self, query: Hyperpixels, reference: Hyperpixels) -> Tensor:
         """max(0, cosine)³ of all pairs of cells, float32 (query cells, reference cells)."""

@@ -174,21 +174,6 @@ class MMNet(Matcher):
             self.backbone = trunk_of(backbone, init, backbone_weights, len(table) - 1)
         self.backbone.freeze()
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[MMNetFeatures]:
-        """Raises NemfError for an image whose features are not finite."""
-        return [self._encode(image) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[MMNetFeatures],
-        references: Sequence[MMNetFeatures],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(*triple) for triple in triples]
-
     def pyramid(self, frames: Tensor) -> list[Tensor]:
         """float32 (B, 21, h, w), from the coarsest stage to ``level``, of ``frames``
         (B, 3, 224, 320) from :func:`nemf.backbones.normalise`."""
@@ -226,14 +211,14 @@ class MMNet(Matcher):
         found = torch.stack([best % cols, best // cols], 1).to(points)
         return unsquash(found, FRAME, (rows, cols))
 
-    def _encode(self, image: Image) -> MMNetFeatures:
+    def encode_one(self, image: Image, role: Role) -> MMNetFeatures:
         pixels = normalise(image.on_canvas()).to(self.device)
         frame = F.interpolate(pixels, FRAME, mode="bilinear", align_corners=False)
         pyramid = [level[0] for level in self.pyramid(frame)]
         check_finite(pyramid[-1], image)
         return MMNetFeatures(pyramid, image.canvas)
 
-    def _match(self, query: MMNetFeatures, reference: MMNetFeatures, points: Tensor) -> Matches:
+    def match_one(self, query: MMNetFeatures, reference: MMNetFeatures, points: Tensor) -> Matches:
         points = squash(points.to(self.device, torch.float32), query.canvas, FRAME)
         levels = ([level.to(self.device) for level in side.pyramid] for side in (query, reference))
         moved = self.transfer(points, self.correlation(*levels))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nemf.aggregation import correlate, mutual_filter, unit
 from nemf.backbones import ResNet, check_finite, last_of_stage, normalise, trunk_of
 from nemf.cards import MatcherCard
-from nemf.checkpoints import check_sources, fitting_state, read_state
+from nemf.checkpoints import check_given, check_sources, fitting_state, read_state
 from nemf.convolution import convolve
 from nemf.errors import NemfError
 from nemf.geometry import to_norm, to_pixels
@@ -160,21 +160,6 @@ class NCNet(Matcher):
             self._draw_head(init_seed)
         self.FeatureExtraction.model.freeze(weights=not train_trunk)
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[NCNetFeatures]:
-        """Raises NemfError for an image whose features are not finite."""
-        return [self._encode(image) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[NCNetFeatures],
-        references: Sequence[NCNetFeatures],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(*triple) for triple in triples]
-
     def features(self, frames: Tensor) -> Tensor:
         """(B, C, h, w) of unit length along C: layer3 of ``frames`` (B, 3, input_size, input_size)
         from :func:`nemf.backbones.normalise`."""
@@ -242,7 +227,7 @@ class NCNet(Matcher):
     def _layers(self, volume: Tensor) -> Tensor:
         return self.NeighConsensus.conv(volume[:, None])[:, 0]
 
-    def _encode(self, image: Image) -> NCNetFeatures:
+    def encode_one(self, image: Image, role: Role) -> NCNetFeatures:
         pixels = normalise(image.on_canvas()).to(self.device)
         size = (self.input_size, self.input_size)
         frame = F.interpolate(pixels, size, mode="bilinear", align_corners=True)
@@ -250,7 +235,7 @@ class NCNet(Matcher):
         check_finite(features, image)
         return NCNetFeatures(features, image.canvas)
 
-    def _match(self, query: NCNetFeatures, reference: NCNetFeatures, points: Tensor) -> Matches:
+    def match_one(self, query: NCNetFeatures, reference: NCNetFeatures, points: Tensor) -> Matches:
         target, source = (side.map[None].to(self.device) for side in (query, reference))
         scores = self.volume(source, target)[0].flatten(0, 1).softmax(0)  # (S, h, w)
         best, index = scores.max(0)
@@ -327,7 +312,5 @@ def _sizes(
         "kernel_sizes": tuple(weight.shape[0] for weight in weights),
         "channels": tuple(weight.shape[1] for weight in weights),
     }
-    for name, value in given.items():
-        if value != found[name]:
-            raise NemfError(f"{path} has {name} {found[name]}, not {value}: leave {name} out")
+    check_given(path, found, given)
     return found

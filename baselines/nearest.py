@@ -97,21 +97,7 @@ class NearestNeighbour(Matcher):
             return None
         return str(-(-self.input_size // self.jump_px))
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[NearestFeatures]:
-        return [self._encode(image) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[NearestFeatures],
-        references: Sequence[NearestFeatures],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(*triple) for triple in triples]
-
-    def _encode(self, image: Image) -> NearestFeatures:
+    def encode_one(self, image: Image, role: Role) -> NearestFeatures:
         pixels = normalise(image.on_canvas()).to(self.device)
         height, width = image.canvas
         if self.input_size is not None:
@@ -128,7 +114,9 @@ class NearestNeighbour(Matcher):
             step_px=(ratio_x * self.jump_px, ratio_y * self.jump_px),
         )
 
-    def _match(self, query: NearestFeatures, reference: NearestFeatures, points: Tensor) -> Matches:
+    def match_one(
+        self, query: NearestFeatures, reference: NearestFeatures, points: Tensor
+    ) -> Matches:
         query_map, reference_map = query.map.to(self.device), reference.map.to(self.device)
         points = points.to(self.device, torch.float32)
         cells = (points - points.new_tensor(query.first_px)) / points.new_tensor(query.step_px)

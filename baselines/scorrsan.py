@@ -3,7 +3,7 @@ surroundings, and two networks that teach each other around sparse keypoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from nemf.backbones import (
     trunk_of,
 )
 from nemf.cards import MatcherCard
-from nemf.checkpoints import check_sources, read_state
+from nemf.checkpoints import check_given, check_sources, read_state
 from nemf.errors import NemfError
 from nemf.geometry import squash, unsquash
 from nemf.matcher import Matcher, Role, hash_of_state
@@ -227,21 +227,6 @@ class SCorrSAN(Matcher):
         state = self.state_dict()
         return hash_of_state({k: v for k, v in state.items() if not k.startswith(PEER)})
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[SCorrSANFeatures]:
-        """Raises NemfError for an image whose features are not finite."""
-        return [self._encode(image) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[SCorrSANFeatures],
-        references: Sequence[SCorrSANFeatures],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(*triple) for triple in triples]
-
     def embed(self, frames: Tensor) -> Tensor:
         """(B, width, S) of unit length along the channels: layer3 of ``frames``
         (B, 3, input_size, input_size) from :func:`nemf.backbones.normalise` with its context."""
@@ -334,12 +319,12 @@ class SCorrSAN(Matcher):
         rank = apart.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
         return (rank < self._n_kept(near)[:, None]).view(near.shape)
 
-    def _encode(self, image: Image) -> SCorrSANFeatures:
+    def encode_one(self, image: Image, role: Role) -> SCorrSANFeatures:
         features = self.embed(squashed_frame(image, self.input_size).to(self.x_normal))[0]
         check_finite(features, image)
         return SCorrSANFeatures(features, image.canvas)
 
-    def _match(
+    def match_one(
         self, query: SCorrSANFeatures, reference: SCorrSANFeatures, points: Tensor
     ) -> Matches:
         frame = (self.input_size, self.input_size)
@@ -410,7 +395,5 @@ def _sizes(
             "times a context: pass the backbone it was trained with"
         )
     found = {"context": context, "width": width, "feature_size": feature_size}
-    for name, value in given.items():
-        if value != found[name]:
-            raise NemfError(f"{path} has {name} {found[name]}, not {value}: leave {name} out")
+    check_given(path, found, given)
     return found

@@ -89,21 +89,7 @@ class SCOT(Matcher):
                 "classmap=False does without them"
             ) from None
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[WeightedHyperpixels]:
-        return [self._encode(image) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[WeightedHyperpixels],
-        references: Sequence[WeightedHyperpixels],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [Matches(self._match(*triple)) for triple in triples]
-
-    def _encode(self, image: Image) -> WeightedHyperpixels:
+    def encode_one(self, image: Image, role: Role) -> WeightedHyperpixels:
         pixels, ratio = frame(image, self.device, enlarge=True)
         found = hyperpixels(self.backbone, self.layers, pixels, ratio, prune=False)
         if self.classmap:
@@ -112,11 +98,11 @@ class SCOT(Matcher):
             mass = torch.ones_like(found.norms)
         return WeightedHyperpixels(found.levels, found.norms, found.grid, found.ratio, mass)
 
-    def _match(
+    def match_one(
         self, query: WeightedHyperpixels, reference: WeightedHyperpixels, points: Tensor
-    ) -> Tensor:
+    ) -> Matches:
         points = points.to(self.device, torch.float32)
-        return transfer(points, query, reference, lambda: self.votes(query, reference))
+        return Matches(transfer(points, query, reference, lambda: self.votes(query, reference)))
 
     def votes(self, query: WeightedHyperpixels, reference: WeightedHyperpixels) -> Tensor:
         """(query cells * transport plan) ** exponent, float32 (query cells, reference cells)."""

@@ -3,7 +3,7 @@ sampling the expected positions of the cells around them (Min and Cho, CHM, CVPR
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,21 +82,6 @@ class SoftTransfer(Matcher):
         ``cells`` a side, from :meth:`levels` of both."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[RoleFeatures]:
-        """Raises NemfError for an image whose features are not finite."""
-        return [self._encode(image, role) for image in images]
-
-    @torch.no_grad()
-    def match(
-        self,
-        queries: Sequence[RoleFeatures],
-        references: Sequence[RoleFeatures],
-        points: Sequence[Tensor],
-    ) -> list[Matches]:
-        triples = zip(queries, references, points, strict=True)
-        return [self._match(*triple) for triple in triples]
-
     def transfer(self, points: Tensor, scores: Tensor, reach: float | None = None) -> Tensor:
         """(N, 2): where ``points`` (N, 2) px of the squashed query image go in the squashed
         reference image, by ``scores`` (Q, R); ``reach`` of the sampler, the class's if None."""
@@ -123,13 +108,13 @@ class SoftTransfer(Matcher):
         count = (counts or self.supervised(batch))["loss_keypoints"]
         return {"loss_keypoints": torch.stack(distances).sum() / count.clamp_min(1)}
 
-    def _encode(self, image: Image, role: Role) -> RoleFeatures:
+    def encode_one(self, image: Image, role: Role) -> RoleFeatures:
         frame = squashed_frame(image, self.input_size).to(self.device)
         levels = self.levels(frame, role)[0]
         check_finite(levels, image)
         return RoleFeatures(levels, image.canvas)
 
-    def _match(self, query: RoleFeatures, reference: RoleFeatures, points: Tensor) -> Matches:
+    def match_one(self, query: RoleFeatures, reference: RoleFeatures, points: Tensor) -> Matches:
         frame = (self.input_size, self.input_size)
         levels = (side.levels[None].to(self.device) for side in (query, reference))
         (scores,) = self.scores(*levels)

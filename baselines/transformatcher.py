@@ -14,7 +14,7 @@ from baselines.soft_transfer import PAPER_CELLS, SoftTransfer, read_roles
 from nemf.aggregation import at_least_float32, correlate
 from nemf.backbones import check_ids, tap_table
 from nemf.cards import MatcherCard
-from nemf.checkpoints import check_sources
+from nemf.checkpoints import check_given, check_sources
 from nemf.convolution import doubled
 from nemf.errors import NemfError
 from nemf.matcher import Role
@@ -287,7 +287,5 @@ def _sizes(path: Path, state: Mapping[str, Tensor], given: Mapping[str, int]) ->
         raise NemfError(f"{path} is no TransforMatcher checkpoint ({problem})") from None
     blocks = {key.split(".")[2] for key in state if key.startswith("match2match.trans_nc.")}
     found = {"width": width, "depth": len(blocks), "heads": n_inner // HEAD_WIDTH}
-    for name, value in given.items():
-        if value != found[name]:
-            raise NemfError(f"{path} has {name} {found[name]}, not {value}: leave {name} out")
+    check_given(path, found, given)
     return found

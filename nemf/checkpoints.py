@@ -87,6 +87,13 @@ def check_sources(
         )
 
 
+def check_given(path: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """NemfError for a size ``given`` as a keyword that is not the one ``found`` in a file."""
+    for name, value in given.items():
+        if value != found[name]:
+            raise NemfError(f"{path} has {name} {found[name]}, not {value}: leave {name} out")
+
+
 def fitting_state(
     path: Path,
     state: Mapping[str, Tensor],

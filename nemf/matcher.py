@@ -25,7 +25,8 @@ Features = Any  # what encode returns per image; only the same matcher's match r
 class Matcher(BaseModel):
     """Answers one question: where are these points of the query image in the reference image?
 
-    A subclass sets ``card`` and implements :meth:`encode` and :meth:`match`; trainable ones also
+    A subclass sets ``card`` and implements :meth:`encode` and :meth:`match`, or, where images and
+    pairs are taken one by one, :meth:`encode_one` and :meth:`match_one`; trainable ones also
     :meth:`loss`. Contract (held by the tests over everything registered):
 
     - ``encode`` depends on one image, its canvas and, if ``uses_role``, the role; it may be cached;
@@ -61,15 +62,27 @@ class Matcher(BaseModel):
         cannot be resumed half-way, only started again."""
         return False
 
+    @torch.no_grad()
     def encode(self, images: Sequence[Image], role: Role) -> list[Features]:
-        """Features of each image on its canvas. ``role`` matters only if ``uses_role``."""
+        """Features of each image on its canvas. ``role`` matters only if ``uses_role``. NemfError
+        naming an image whose features are not finite, where a matcher checks that."""
+        return [self.encode_one(image, role) for image in images]
+
+    def encode_one(self, image: Image, role: Role) -> Features:
+        """:meth:`encode` of one image."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def match(
         self, queries: Sequence[Features], references: Sequence[Features], points: Sequence[Tensor]
     ) -> list[Matches]:
         """One answer per pair. Lists run over pairs; ``points[i]`` float32 (N_i, 2) px of the
         original query image i. Raises ValueError if the lists differ in length."""
+        triples = zip(queries, references, points, strict=True)
+        return [self.match_one(*triple) for triple in triples]
+
+    def match_one(self, query: Features, reference: Features, points: Tensor) -> Matches:
+        """:meth:`match` of one pair."""
         raise NotImplementedError
 
     def loss(

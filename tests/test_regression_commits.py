@@ -204,9 +204,8 @@ COMMITS = [
         "Refactoring that changes nothing",
         edit(
             "baselines/nearest.py",
-            "return [self._match(*triple) for triple in triples]",
-            "found = []\n        for query, reference, asked in triples:\n"
-            "            found.append(self._match(query, reference, asked))\n        return found",
+            "return Matches(answer * step + first, confidence)",
+            "found = answer * step + first\n        return Matches(found, confidence)",
         ),
         causes={"nearest_small": {"code"}},
         cost=True,
@@ -261,10 +260,10 @@ COMMITS = [
         "Every other image is encoded twice",
         edit(
             "baselines/nearest.py",
-            "return [self._encode(image) for image in images]",
+            "pixels = normalise(image.on_canvas()).to(self.device)",
             "self.count = getattr(self, 'count', 0) + 1\n"
-            "        if self.count % 2:\n            self._encode(images[0])\n"
-            "        return [self._encode(image) for image in images]",
+            "        if self.count % 3 == 1:\n            self.encode_one(image, role)\n"
+            "        pixels = normalise(image.on_canvas()).to(self.device)",
         ),
         verdicts=every(NEAREST, "worse"),
         watches=every(NEAREST, {"cost"}),

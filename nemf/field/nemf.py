@@ -254,12 +254,7 @@ class NeMF(Matcher):
 
     # -- encoder ------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Image], role: Role) -> list[NeMFFeatures]:
-        """Raises NemfError for an image whose features are not finite."""
-        return [self._encode(image) for image in images]
-
-    def _encode(self, image: Image) -> NeMFFeatures:
+    def encode_one(self, image: Image, role: Role) -> NeMFFeatures:
         levels = self.levels(self.frame(image))
         projected = self.project(levels)
         check_finite(projected, image)
