@@ -6,7 +6,6 @@ Every matcher is measured in a process of its own, one after the other, on the s
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -66,7 +65,7 @@ def measure(
     most beyond its libraries; on a GPU what torch holds there. NemfError naming the matcher that
     cannot be measured.
     """
-    rows = []
+    rows, machine = [], {}
     for task in tqdm(tasks, unit="matcher", disable=None):
         wanted = task | {"size": size, "device": device}
         child = subprocess.run(
@@ -79,23 +78,19 @@ def measure(
         if child.returncode != 0:
             reason = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise NemfError(f"{task['label']} cannot be measured: {reason}")
-        measured = json.loads(child.stdout.splitlines()[-1])
-        rows.append({key: task[key] for key in ("label", "published_as")} | measured)
+        row, machine = json.loads(child.stdout.splitlines()[-1])
+        rows.append({key: task[key] for key in ("label", "published_as")} | row)
     return {
-        "machine": {
-            "device": rows[0].pop("device_name") if rows else device,
-            "threads": rows[0].pop("threads") if rows else None,
-            "platform": platform.platform(),
-        },
+        "machine": machine,
         "size": list(size),
         "n_points": N_POINTS,
         "code": code_state(),
-        "rows": [{k: v for k, v in r.items() if k not in ("device_name", "threads")} for r in rows],
+        "rows": rows,
     }
 
 
-def measure_one(task: dict[str, Any]) -> dict[str, Any]:
-    """One row, measured in this process, which should be fresh."""
+def measure_one(task: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One row, measured in this process, which should be fresh, and on what it was measured."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -136,7 +131,7 @@ def measure_one(task: dict[str, Any]) -> dict[str, Any]:
         with counter:
             work()
         gflop.append(counter.get_total_flops() / 1e9)
-    return {
+    row = {
         "parameters": sum(p.numel() for p in matcher.parameters()),
         "image_gflop": gflop[0] / len(images),
         "pair_gflop": gflop[1],
@@ -144,9 +139,13 @@ def measure_one(task: dict[str, Any]) -> dict[str, Any]:
         "pair_ms": 1000 * pair_s,
         "peak_mib": peak / 2**20,
         "random_weights": matcher.random_weights,
-        "device_name": torch.cuda.get_device_name() if gpu else f"CPU {platform.machine()}",
-        "threads": torch.get_num_threads(),
     }
+    machine = {
+        "device": torch.cuda.get_device_name() if gpu else f"CPU {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+    return row, machine
 
 
 def _picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -175,6 +174,4 @@ def _peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    row = measure_one(json.load(sys.stdin))
-    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.write(json.dumps(measure_one(json.load(sys.stdin))) + "\n")

@@ -17,6 +17,7 @@ from reports.published_figures import PublishedTable
 from reports.wording import code_text, dataset_title, is_part
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLUMNS = {  # key of a row: heading, format
@@ -125,37 +126,42 @@ def write(content: dict[str, Any], folder: Path) -> list[Path]:
     caption = " ".join(note.removeprefix("- ") for note in _notes(content))
     whole = {"figure": "costs", "caption": caption, **content}
     rows = [row for row in content["rows"] if row["accuracy"]]
+    times = [row["image_ms"] + row["pair_ms"] for row in rows]
+    accuracy = content["accuracy"]
+    filled = accuracy["origin"] == "measured"
 
     def draw(figure: Figure) -> None:
-        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
         left, right = figure.subplots(1, 2, sharey=True)
-        colours = palette()
-        for axes, key, unit in ((left, "time", "ms"), (right, "peak_mib", "MiB")):
-            for number, row in enumerate(rows):
-                cost = row["image_ms"] + row["pair_ms"] if key == "time" else row[key]
-                style = {"color": colours[number % len(colours)]}
-                filled = accuracy["origin"] == "measured"
-                value, marker = 100 * row["accuracy"]["pck"], MARKERS[number % len(MARKERS)]
-                if row["accuracy"].get("low") is not None:
-                    low, high = (100 * row["accuracy"][bound] for bound in ("low", "high"))
-                    axes.vlines(cost, low, high, lw=1, **style)
-                axes.plot(
-                    cost, value, marker, ms=6, label=row["label"], ls="none",
-                    mfc=style["color"] if filled else "none", **style,
-                )  # fmt: skip
-            axes.set(xscale="log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(ScalarFormatter())
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.grid(which="minor", lw=0.2)
-            what = "one new image and one pair" if key == "time" else "peak memory"
-            axes.set(xlabel=f"{what} ({unit})")
+        _scatter(left, rows, times, filled=filled)
+        _scatter(right, rows, [row["peak_mib"] for row in rows], filled=filled)
+        left.set(xlabel="one new image and one pair (ms)")
+        right.set(xlabel="peak memory (MiB)")
         left.set(ylabel=f"PCK@{accuracy['alpha']:g} (%), {accuracy['origin']}")
         right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
 
-    accuracy = content["accuracy"]
     return [folder / "costs.md", *write_figure(folder / "costs", whole, (PAGE_IN, 2.6), draw)]
+
+
+def _scatter(
+    axes: Axes, rows: Sequence[dict[str, Any]], costs: Sequence[float], *, filled: bool
+) -> None:
+    """Accuracy over cost, with the interval where there is one; published figures are hollow."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    colours = palette()
+    for number, (row, cost) in enumerate(zip(rows, costs, strict=True)):
+        colour, found = colours[number % len(colours)], row["accuracy"]
+        if found.get("low") is not None:
+            axes.vlines(cost, 100 * found["low"], 100 * found["high"], lw=1, color=colour)
+        axes.plot(
+            cost, 100 * found["pck"], MARKERS[number % len(MARKERS)], ms=6, ls="none",
+            label=row["label"], color=colour, mfc=colour if filled else "none",
+        )  # fmt: skip
+    axes.set(xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(which="minor", lw=0.2)
 
 
 def _accuracy_text(row: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import pandas as pd
 
@@ -83,18 +84,23 @@ def look_up(
         bases = {name: _HEADINGS[protocol.bases[layout]] for name, layout in layouts.items()}
         fits &= figures["base"] == figures["dataset"].map(bases)
     found = figures[fits].reset_index(drop=True)
-    found["conflict"] = [_conflict(row, figures) for row in found.to_dict("records")]
+    alike: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    for row in figures.to_dict("records"):
+        alike.setdefault(_subject(row), []).append(row)
+    found["conflict"] = [_conflict(row, alike[_subject(row)]) for row in found.to_dict("records")]
     return found
 
 
-def _conflict(row: dict[str, object], figures: pd.DataFrame) -> str:
+def _subject(row: dict[str, Any]) -> tuple[object, ...]:
+    return tuple(row[column] for column in _LIKE)
+
+
+def _conflict(row: dict[str, Any], alike: Sequence[dict[str, Any]]) -> str:
     """Other values of the same figure, with their source and what they were made with."""
-    same = pd.Series(True, figures.index)
-    for column in _LIKE:
-        same &= figures[column] == row[column]
-    others = figures[same & (figures["pck_percent"] != row["pck_percent"])]
     told = []
-    for other in others.to_dict("records"):
-        made = ", ".join(other[k] for k in _MADE if other[k] and other[k] != row[k])
-        told.append(f"{other['pck_percent']:g} in {other['source']}{f' ({made})' if made else ''}")
+    for other in alike:
+        if other["pck_percent"] != row["pck_percent"]:
+            made = ", ".join(other[k] for k in _MADE if other[k] and other[k] != row[k])
+            made = f" ({made})" if made else ""
+            told.append(f"{other['pck_percent']:g} in {other['source']}{made}")
     return "; ".join(dict.fromkeys(told))

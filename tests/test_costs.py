@@ -51,7 +51,7 @@ def record(label: str, dataset: str = "spair", fingerprint: str = "f") -> dict[s
 
 
 def test_parameters_and_flop_of_the_nearest_neighbour_by_hand() -> None:
-    row = measure_one(task("nearest", **NEAREST))
+    row, _ = measure_one(task("nearest", **NEAREST))
     last = tap_table("resnet_small")[6]
     channels, jump = last.channels, last.jump_px
     cells = (256 // jump) ** 2
@@ -66,7 +66,7 @@ def test_parameters_and_flop_of_the_nearest_neighbour_by_hand() -> None:
 
 
 def test_a_matcher_without_weights_costs_no_arithmetic() -> None:
-    row = measure_one(task("copy", type="copy"))
+    row, _ = measure_one(task("copy", type="copy"))
     assert (row["parameters"], row["image_gflop"], row["pair_gflop"]) == (0, 0, 0)
     assert not row["random_weights"]
 
