@@ -17,7 +17,7 @@ from torch import Tensor
 import nemf
 from baselines.catspp import CATsPP, Conv4d
 from nemf.backbones import build_backbone, normalise
-from nemf.errors import NemfError, WeightsNotFound
+from nemf.errors import NemfError
 from nemf.pairs import Image
 from nemf.supervision import PairBatch, collate_pairs
 from tests.conftest import tiny_pixels
@@ -542,20 +542,6 @@ def test_keywords_that_disagree_with_the_file(
 def test_sizes_and_layers_that_mean_nothing(keywords: dict[str, Any], complaint: str) -> None:
     with pytest.raises(NemfError, match=complaint):
         CATsPP(**TINY | keywords, init="random")
-
-
-def test_weights_are_never_drawn_silently() -> None:
-    with pytest.raises(WeightsNotFound, match="weights=FILE"):
-        nemf.build_matcher("catspp")
-
-
-def test_random_weights_are_the_same_every_time() -> None:
-    before = torch.get_rng_state()
-    a, b = (CATsPP(**TINY, init="random") for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert a.weights_hash == b.weights_hash
-    assert a.random_weights
-    assert CATsPP(**TINY, init="random", init_seed=1).weights_hash != a.weights_hash
 
 
 def test_a_learned_trunk_under_a_random_head(tmp_path: Path) -> None:

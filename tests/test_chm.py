@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import nemf
 from baselines.chm import CHM, HoughSpace4d, HoughSpace6d, offset_kinds
 from nemf.backbones import ResNet, build_backbone, normalise
-from nemf.errors import NemfError, WeightsNotFound
+from nemf.errors import NemfError
 from nemf.pairs import Image
 from nemf.supervision import PairBatch, collate_pairs
 from tests.conftest import tiny_pixels
@@ -455,20 +455,6 @@ def test_keywords_that_disagree_with_the_file(
 ) -> None:
     with pytest.raises(NemfError, match=complaint):
         CHM(**TINY | {"weights": saved()} | keywords)
-
-
-def test_weights_are_never_drawn_silently() -> None:
-    with pytest.raises(WeightsNotFound, match="weights=FILE"):
-        nemf.build_matcher("chm")
-
-
-def test_random_weights_are_the_same_every_time() -> None:
-    before = torch.get_rng_state()
-    a, b = (CHM(**TINY, init="random") for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert a.weights_hash == b.weights_hash
-    assert a.weights_hash != CHM(**TINY, init="random", init_seed=1).weights_hash
-    assert a.random_weights
 
 
 def test_both_trunks_begin_alike(tmp_path: Path) -> None:

@@ -449,11 +449,6 @@ def test_keywords_that_disagree(
         DHPF(weights=saved(), **keywords)
 
 
-def test_weights_are_never_drawn_silently() -> None:
-    with pytest.raises(WeightsNotFound, match="weights=FILE"):
-        nemf.build_matcher("dhpf")
-
-
 def test_random_weights_are_the_same_every_time(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     a, b = (DHPF(**TINY, init="random") for _ in range(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 import nemf
 from nemf.cards import MatcherCard, available_matchers, matcher_entry_point, read_card
-from nemf.errors import NemfError
+from nemf.errors import NemfError, WeightsNotFound
 from nemf.matcher import Matcher
 from nemf.pairs import Image, Matches
 from nemf.scoring import PROTOCOLS
@@ -219,6 +220,24 @@ def test_weights_survive_saving_and_loading(matcher: Matcher) -> None:
 
 def test_random_weights_are_declared(matcher: Matcher) -> None:
     assert matcher.random_weights == (SMALL.get(matcher.card.name, {}).get("init") == "random")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "init" in SMALL.get(name, {})])
+def test_weights_are_never_drawn_silently(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEMF_WEIGHTS", raising=False)
+    with pytest.raises(WeightsNotFound, match=r"no weights for .*weights=FILE"):
+        nemf.build_matcher(name, **{k: v for k, v in SMALL[name].items() if k != "init"})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "init" in SMALL.get(name, {})])
+def test_random_weights_are_the_same_every_time(name: str) -> None:
+    before = torch.get_rng_state()
+    again = nemf.build_matcher(name, **SMALL[name])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.weights_hash == built(name).weights_hash
+    if "init_seed" in inspect.signature(type(again).__init__).parameters:
+        other = nemf.build_matcher(name, **SMALL[name], init_seed=1)
+        assert other.weights_hash != again.weights_hash
 
 
 def test_the_weights_hash_sees_one_changed_value() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import nemf
 from baselines.mmnet import FRAME, LocalAttention, MMNet, MultiScaleBlock
 from nemf.backbones import ARCHITECTURES, Architecture, build_backbone, normalise
-from nemf.errors import NemfError, WeightsNotFound
+from nemf.errors import NemfError
 from nemf.pairs import Image
 from tests.conftest import tiny_pixels
 from tests.test_cats import texture
@@ -441,11 +441,6 @@ def test_keywords_that_disagree(
 ) -> None:
     with pytest.raises(NemfError, match=complaint):
         MMNet(weights=saved(), **keywords)
-
-
-def test_weights_are_never_drawn_silently() -> None:
-    with pytest.raises(WeightsNotFound, match="weights=FILE"):
-        nemf.build_matcher("mmnet")
 
 
 def test_random_weights_are_the_same_every_time(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 import nemf
 from baselines.ncnet import NCNet
 from nemf.backbones import build_backbone, normalise
-from nemf.errors import NemfError, WeightsNotFound
+from nemf.errors import NemfError
 from nemf.pairs import Image
 from nemf.supervision import PairBatch, collate_pairs
 from tests.conftest import tiny_pixels
@@ -365,20 +365,6 @@ def test_keywords_that_disagree_with_the_file(
 def test_sizes_that_mean_nothing_are_refused(keywords: dict[str, Any]) -> None:
     with pytest.raises(NemfError, match="must be"):
         NCNet(**TINY | keywords, init="random")
-
-
-def test_weights_are_never_drawn_silently() -> None:
-    with pytest.raises(WeightsNotFound, match="weights=FILE"):
-        nemf.build_matcher("ncnet")
-
-
-def test_random_weights_are_the_same_every_time() -> None:
-    before = torch.get_rng_state()
-    a, b = (NCNet(**TINY, init="random") for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert a.weights_hash == b.weights_hash
-    assert a.weights_hash != NCNet(**TINY, init="random", init_seed=1).weights_hash
-    assert a.random_weights
 
 
 def test_a_learned_trunk_under_a_random_head(tmp_path: Path) -> None:

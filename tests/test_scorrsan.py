@@ -18,7 +18,7 @@ from baselines.scorrsan import MutualTeaching, SCorrSAN, SpatialContext, around,
 from experiments.configurations import CONFIGS
 from experiments.training_hooks import TellEpoch
 from nemf.backbones import normalise
-from nemf.errors import NemfError, WeightsNotFound
+from nemf.errors import NemfError
 from nemf.pairs import Image
 from nemf.scoring import PROTOCOLS
 from nemf.supervision import flow_labels
@@ -302,11 +302,6 @@ def test_sizes_are_positive(name: str) -> None:
 def test_a_context_has_a_middle() -> None:
     with pytest.raises(NemfError, match="context must be odd, not 4"):
         SCorrSAN(**TINY | {"context": 4}, init="random")
-
-
-def test_weights_are_never_drawn_silently() -> None:
-    with pytest.raises(WeightsNotFound, match="weights=FILE"):
-        nemf.build_matcher("scorrsan")
 
 
 def test_random_weights_are_the_same_every_time() -> None:

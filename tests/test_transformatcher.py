@@ -16,7 +16,7 @@ import nemf
 from baselines.transformatcher import AdditiveAttention, TransforMatcher, rotary_sign
 from experiments.configurations import CONFIGS
 from nemf.backbones import build_backbone, normalise
-from nemf.errors import NemfError, WeightsNotFound
+from nemf.errors import NemfError
 from nemf.matcher import Matcher
 from nemf.pairs import Image
 from nemf.scoring import PROTOCOLS
@@ -357,20 +357,6 @@ def test_keywords_that_disagree_with_the_file(
 def test_sizes_are_positive(name: str) -> None:
     with pytest.raises(NemfError, match=f"{name} must be at least 1, not 0"):
         TransforMatcher(**TINY | {name: 0}, init="random")
-
-
-def test_weights_are_never_drawn_silently() -> None:
-    with pytest.raises(WeightsNotFound, match="weights=FILE"):
-        nemf.build_matcher("transformatcher")
-
-
-def test_random_weights_are_the_same_every_time() -> None:
-    before = torch.get_rng_state()
-    a, b = (TransforMatcher(**TINY, init="random") for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert a.weights_hash == b.weights_hash
-    assert a.weights_hash != TransforMatcher(**TINY, init="random", init_seed=1).weights_hash
-    assert a.random_weights
 
 
 # -- training -------------------------------------------------------------------------------------
