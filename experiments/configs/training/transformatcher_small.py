@@ -1,6 +1,7 @@
-# A small TransforMatcher for the synthetic job: four layers, three blocks.
+# A small TransforMatcher for the synthetic job: four layers, three blocks. Both trunks learn as fast
+# as the rest: a match attends to sums over all others only, so what improves is the features.
 _base_ = "_pairs.py"
-epochs = 12  # of 300 pairs
+epochs = 8  # of 300 pairs
 model = dict(
     type="MatcherTraining",
     pairs_at_once=4,
@@ -12,6 +13,7 @@ model = dict(
         layers=(3, 4, 5, 6),
         depth=3,
         input_size=160,
+        train_trunk=True,
     ),
 )
 train_dataloader = dict(
@@ -19,5 +21,12 @@ train_dataloader = dict(
 )
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=2)
 val_cfg = dict(pairs=60)
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="Adam", lr=1e-3))
-default_hooks = dict(checkpoint=dict(save_param_scheduler=False))  # the rate is constant
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="Adam", lr=1e-3),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, begin=0, end=1, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, end=epochs, eta_min=1e-6, convert_to_iter_based=True),
+]
