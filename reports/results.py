@@ -8,19 +8,23 @@ results are for others to read, collect and rank.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator, TypeChecker
+from jsonschema.validators import extend
+
 from nemf.errors import NemfError
 from nemf.reading import read_json
 from nemf.scoring import PROTOCOLS
-from reports.json_schema import problems
 
 FORMAT = "nemf-result@1"
 SCHEMA_FILE = Path(__file__).parent / "schemas" / "result-1.json"
 _KINDS = {"copy": "floor", "oracle-grid": "ceiling"}
+_LONGEST = 200  # characters of a message that quotes a document
 _SLACK = 1e-9  # intervals and means may differ by rounding
 
 
@@ -107,7 +111,26 @@ def read_result(path: Path) -> dict[str, Any]:
 def result_problems(result: Any) -> list[str]:
     """What the schema refuses, or, where it fits, what contradicts itself or this version's
     protocols; one line each, empty if the result is valid."""
-    return problems(result, schema()) or list(_contradictions(result))
+    return list(_misfits(result)) or list(_contradictions(result))
+
+
+def _misfits(result: Any) -> Iterator[str]:
+    for error in _validator().iter_errors(result):
+        place = error.json_path.removeprefix("$").removeprefix(".") or "the document"
+        text = error.message
+        yield f"{place}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}"
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    """Of the schema, but that NaN and infinity, which Python reads from JSON, are no numbers."""
+    numbers = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number)
+    strict = extend(Draft202012Validator, type_checker=numbers)
+    return strict(schema())
+
+
+def _is_number(checker: TypeChecker, value: Any) -> bool:
+    return Draft202012Validator.TYPE_CHECKER.is_type(value, "number") and math.isfinite(value)
 
 
 def _contradictions(result: dict[str, Any]) -> Iterator[str]:

@@ -139,7 +139,8 @@ def test_every_refused_file_is_named(tmp_path: Path) -> None:
     assert [entry.file for entry in entries] == ["a.json"]
     told = {Path(line.partition(": ")[0]).name: line.partition(": ")[2] for line in refused}
     assert set(told) == {"b.json", "c.json", "d.json", "e.json"}
-    assert told["b.json"] == "no valid nemf-result@1: scores[0].pck must be at most 1, not 61.2"
+    reason = "scores[0].pck: 61.2 is greater than the maximum of 1"
+    assert told["b.json"] == f"no valid nemf-result@1: {reason}"
     assert told["c.json"] == "tells the result of a.json again"
     assert told["d.json"] == "dataset.n_images is 7, but 500 in a.json for the same fingerprint"
     assert told["e.json"].startswith("cannot be read as a result")
