@@ -14,6 +14,7 @@ from nemf.errors import NemfError
 from nemf.files import write_text
 from reports.figure_files import MARKERS, PAGE_IN, palette, write_figure
 from reports.published_figures import PublishedTable
+from reports.published_lookup import published_figures
 from reports.wording import code_text, dataset_title, is_part
 
 if TYPE_CHECKING:
@@ -31,19 +32,36 @@ _COLUMNS = {  # key of a row: heading, format
 
 
 def add_published(content: dict[str, Any], table: str, dataset: str, alpha: float) -> None:
-    """Gives each row the figure that a published table has for it, or None: ``pck`` as a fraction,
-    without an interval. They were obtained on other machines, by the papers' own protocols."""
+    """Gives each row the figure that a published table has for it, else the one that most sources
+    print (the first of equals), or None: ``pck`` as a fraction, without an interval. They were
+    obtained on other machines, by the papers' own protocols."""
     published = PublishedTable.load(table)
     figures = {m.name: m.figures.get((dataset, "all", alpha)) for m in published.methods}
+    elsewhere = []
     for row in content["rows"]:
         figure = figures.get(row["published_as"])
+        if figure is None and (found := _most_printed(row["label"], dataset, alpha)):
+            figure, source = found
+            elsewhere.append(f"{row['label']} as in {source}")
         row["accuracy"] = None if figure is None else {"pck": figure / 100}
     content["accuracy"] = {
         "origin": "published",
         "alpha": alpha,
-        "text": f"PCK@{alpha:g} on {dataset} as printed in {published.source}; not measured here, "
-        "each by its paper's protocol, with trained weights",
+        "text": f"PCK@{alpha:g} on {dataset} as printed in {published.source}"
+        + (f" ({'; '.join(elsewhere)})" if elsewhere else "")
+        + "; not measured here, each by its paper's protocol, with trained weights",
     }
+
+
+def _most_printed(method: str, dataset: str, alpha: float) -> tuple[float, str] | None:
+    """PCK (%) and its first source."""
+    printed = published_figures()
+    fits = printed[["method", "dataset", "class", "alpha"]] == [method, dataset, "all", alpha]
+    counted = printed[fits.all(axis=1)].groupby("pck_percent", sort=False)["source"]
+    if not len(counted):
+        return None
+    percent = counted.size().idxmax()
+    return float(percent), counted.first()[percent]
 
 
 def add_measured(
