@@ -35,7 +35,14 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
     if name.endswith(".py"):
         config = _from_file(Path(name))
     else:
-        parts = zip(("matchers", "datasets"), name.rpartition("/")[::2], strict=True)
+        matcher, slash, dataset = name.rpartition("/")
+        if not slash:
+            _base("matchers", name, name)
+            raise NemfError(
+                f"unknown config {name!r}: it names a matcher only; give <matcher>/<dataset>, e.g. "
+                f"{name}/folder, with one of the datasets {', '.join(config_names('datasets'))}"
+            )
+        parts = (("matchers", matcher), ("datasets", dataset))
         bases = [CONFIGS / "runtime.py", *(_base(kind, part, name) for kind, part in parts)]
         config = _parse(lambda: _inherit(bases), name)
     return _merged(config, options, name)

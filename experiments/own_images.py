@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.configurations import fill_weights, load_config
 from nemf.errors import NemfError, WeightsNotFound
-from nemf.matcher import Matcher, build_matcher, match
+from nemf.matcher import SLACK_PX, Matcher, build_matcher, match
 from nemf.pairs import Matches, Size
 from nemf.reading import read_json, read_within
 
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 # come with the suite.
 PREFERRED = ("dinov2_visual_ai", "hpf_resnet101", "hpf_resnet18", "hpf_small")
 _SHIPPED = Path(__file__).parent / "weights"
-SLACK_PX = 1.0  # a point may lie that far outside: some count pixels from 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +69,12 @@ class Chosen:
 
 def chosen_matchers(names: Sequence[str], options: dict[str, Any], out: Path) -> list[Chosen]:
     """The matchers of these configs, or the first of :data:`PREFERRED` whose weights are there.
-    ``out``: where trainings leave their weights. NemfError for an unknown config, WeightsNotFound
-    (with what to do) for a named one without weights."""
+    ``out``: where trainings leave their weights. NemfError for an unknown config or for options of
+    no named matcher, WeightsNotFound (with what to do) for a named one without weights."""
     if names:
         return [_built(name, options, out) for name in dict.fromkeys(names)]
+    if options:
+        raise NemfError("--cfg-options are a matcher's own: name it with --matcher")
     for name in PREFERRED[:-1]:
         try:
             return [_built(name, options, out)]
@@ -116,7 +117,8 @@ def read_points(given: Sequence[str]) -> np.ndarray:
         points += _file_points(path) if path.is_file() else _typed_points(entry)
     array = np.asarray(points, np.float64)
     if not np.isfinite(array).all():
-        raise NemfError("points must be finite numbers")
+        k = int(np.argmin(np.isfinite(array).all(1)))
+        raise NemfError(f"points must be finite numbers, but point {k + 1} is {points[k]}")
     return array.astype(np.float32)
 
 
@@ -126,8 +128,10 @@ def _typed_points(text: str) -> list[list[float]]:
         if not points or any(len(point) != 2 for point in points):
             raise ValueError
     except ValueError:
+        seems = Path(text).suffix.lower() in (".csv", ".json", ".txt")
+        absent = "there is no such file; " if seems else ""
         raise NemfError(
-            f"--points {text!r}: expected e.g. '120,80 64.5,33', or a file with points"
+            f"--points {text!r}: {absent}expected e.g. '120,80 64.5,33', or a file with points"
         ) from None
     return points
 

@@ -120,7 +120,10 @@ def check_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
         or not all(isinstance(k, int) and 0 <= k <= last for k in ids)
         or any(a >= b for a, b in pairwise(ids))
     ):
-        raise NemfError(f"layers must be increasing ids from 0 to {last} of {name}, not {ids!r}")
+        raise NemfError(
+            f"layers must be increasing ids from 0 to {last} of {name}, not {ids!r}; "
+            "give ones of this backbone by layers="
+        )
     return tuple(ids)
 
 
@@ -376,7 +379,10 @@ def _found_state(model: ResNet) -> dict[str, Tensor]:
                 problems.append(str(problem))
     if len(states) > 1:
         names = ", ".join(map(str, states))
-        raise NemfError(f"several files could be the {model.name}: choose by weights= from {names}")
+        raise NemfError(
+            f"several files could be the {model.name}: leave one of them in that folder, or choose "
+            f"by weights= from {names}"
+        )
     if states:
         path, state = states.popitem()
         log.info("%s: weights from %s", model.name, path)

@@ -21,8 +21,11 @@ class WeightsNotFound(NemfError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" with the names that look like a mistyped one, else ""."""
+    """ " (did you mean 'x'?)" with the names that look like a mistyped one, else "". A name that is
+    the other's beginning (hpf, hpf_resnet18) looks like it."""
     import difflib
 
-    close = difflib.get_close_matches(name, list(known), n=3)
+    names = list(known)
+    begun = [n for n in names if name and (n.startswith(f"{name}_") or name.startswith(f"{n}_"))]
+    close = list(dict.fromkeys(begun + difflib.get_close_matches(name, names, n=3)))[:4]
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

@@ -51,10 +51,18 @@ def match_figure(
             raise ValueError(f"{label or 'the answers'}: {len(uv)} answers to {len(xy)} points")
     widths = [image.shape[1] / image.shape[0] for image in (query, reference)]
     height = float(np.clip(_WIDEST_IN / sum(widths), 1, _HIGHEST_IN))
-    size = (np.clip(height * sum(widths), 3, _WIDEST_IN), (height + 0.25) * len(rows) + 0.35)
+    missing = []
+    for label, uv in rows.items():
+        none = [str(k + 1) for k in range(len(xy)) if np.isnan(uv[k]).any()]
+        if none:
+            missing.append(f"{label + ': ' if label else ''}no answer for {', '.join(none)}")
+    lines = 1 + any(rows) + len(missing)  # of the first row's title and of the caption
+    size = (
+        np.clip(height * sum(widths), 3, _WIDEST_IN),
+        (height + 0.25) * len(rows) + 0.25 * lines,
+    )
     figure = _empty_figure(size)
     grid = figure.subplots(len(rows), 2, squeeze=False, width_ratios=widths)
-    missing = []
     for number, ((label, uv), pair) in enumerate(zip(rows.items(), grid, strict=True)):
         for axes, image, title in zip(pair, (query, reference), titles, strict=True):
             _show(axes, image)
@@ -63,9 +71,6 @@ def match_figure(
                 text = f"{text}\n{label}" if text else label
             axes.set_title(text, fontsize=10)
         _draw_row(figure, pair, xy, uv)
-        none = [str(k + 1) for k in range(len(xy)) if np.isnan(uv[k]).any()]
-        if none:
-            missing.append(f"{label + ': ' if label else ''}no answer for {', '.join(none)}")
     if missing:
         figure.supxlabel("\n".join(missing), fontsize=9)
     return figure

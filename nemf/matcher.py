@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,8 +19,11 @@ from nemf.errors import NemfError
 from nemf.pairs import Image, Matches
 from nemf.supervision import PairBatch
 
+log = logging.getLogger(__name__)
+
 Role = Literal["query", "reference"]
 Features = Any  # what encode returns per image; only the same matcher's match reads it
+SLACK_PX = 1.0  # a point may lie that far outside: some count pixels from 1
 
 
 class Matcher(BaseModel):
@@ -142,16 +146,25 @@ def match(
 
     Images: the path of a photograph, which is turned upright as its EXIF orientation says, like in
     every viewer; or pixels as they are: a PIL image or uint8 (H, W, 3) RGB. ``points``: (N, 2)
-    (x, y) px of the query image, N >= 0. Returns Matches with float32 (N, 2) px of the reference
-    image; their ``plot()`` draws them. NemfError for an unreadable image or points that are not
-    finite (N, 2).
+    (x, y) px of the query image, N >= 0; one that lies outside it is warned of. Returns Matches
+    with float32 (N, 2) px of the reference image; their ``plot()`` draws them. NemfError for an
+    unreadable image, points that are not finite (N, 2), or a ``matcher`` that is none.
     """
+    if not (hasattr(matcher, "encode") and hasattr(matcher, "match")):
+        raise NemfError(
+            f"the first argument must be a matcher, as nemf.build_matcher makes them, not "
+            f"{type(matcher).__name__}"
+        )
     query, reference = _as_image(query_image), _as_image(reference_image)
-    array = np.asarray(points, np.float32)
-    if array.size == 0:
-        array = array.reshape(0, 2)
-    if array.ndim != 2 or array.shape[1] != 2 or not np.isfinite(array).all():
-        raise NemfError(f"points must be finite and of shape (N, 2), not {array.shape}")
+    array = _as_points(points)
+    height, width = query.size
+    outside = ((array < -SLACK_PX) | (array > np.array([width, height]) - 1 + SLACK_PX)).any(1)
+    if outside.any():
+        k = int(np.argmax(outside))
+        log.warning(
+            "%d of %d points lie outside the query image (%dx%d), the first of them (%g, %g); "
+            "points are (x, y)", outside.sum(), len(array), width, height, *array[k],
+        )  # fmt: skip
     with torch.no_grad():
         (q,) = matcher.encode([query], "query")
         (r,) = matcher.encode([reference], "reference")
@@ -160,11 +173,29 @@ def match(
     return answer
 
 
+def _as_points(points: Any) -> np.ndarray:
+    """float32 (N, 2). NemfError for anything else."""
+    try:
+        array = np.asarray(points, np.float32)
+    except (TypeError, ValueError) as problem:
+        raise NemfError(f"points must be numbers of shape (N, 2): {problem}") from None
+    if array.size == 0:
+        array = array.reshape(0, 2)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise NemfError(f"points must be finite and of shape (N, 2), not {array.shape}")
+    if not np.isfinite(array).all():
+        k = int(np.argmin(np.isfinite(array).all(1)))
+        raise NemfError(f"points must be finite, but row {k} is {array[k].tolist()}")
+    return array
+
+
 def _as_image(source: str | Path | PIL.Image.Image | np.ndarray) -> Image:
     if isinstance(source, np.ndarray):
         return Image.from_pixels(source)
     if isinstance(source, PIL.Image.Image):
-        return Image.from_pixels(np.asarray(source.convert("RGB")))
+        from nemf.datasets.index import rgb_pixels
+
+        return Image.from_pixels(rgb_pixels(source, "the image"))
     from nemf.photographs import upright_pixels
 
     return Image.from_pixels(upright_pixels(Path(source)))

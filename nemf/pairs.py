@@ -100,7 +100,8 @@ def check_pixels(pixels: np.ndarray) -> None:
     """Raises ValueError unless ``pixels`` is uint8 (H, W, 3) with H, W >= 1."""
     shape = getattr(pixels, "shape", None)
     if getattr(pixels, "dtype", None) != np.uint8 or shape is None or len(shape) != 3:
-        raise ValueError(f"an image must be uint8 (H, W, 3), not {type(pixels).__name__} {shape}")
+        kind = getattr(pixels, "dtype", type(pixels).__name__)
+        raise ValueError(f"an image must be uint8 (H, W, 3), not {kind} {shape}")
     if shape[2] != 3 or shape[0] < 1 or shape[1] < 1:
         raise ValueError(f"an image must be (H, W, 3) with H, W >= 1, not {shape}")
 

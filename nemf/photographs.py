@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from nemf.datasets.index import decode_image, image_header
+from nemf.datasets.index import HEIC_REFUSED, decode_image, image_header
 from nemf.errors import NemfError
 from nemf.files import write_whole
 
@@ -33,7 +33,7 @@ def orientation(path: Path) -> int:
     """The EXIF orientation of a photograph, 1 where it is stored upright. NemfError if it is none
     or cannot be read."""
     if path.suffix.lower() in (".heic", ".heif"):
-        raise NemfError(f"{path}: HEIC cannot be read; save the photograph as JPEG or PNG")
+        raise NemfError(f"{path}: {HEIC_REFUSED}")
     found = image_header(path)[1]
     return found if found in _TURNS else 1
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nemf.datasets.folder import NO_EXTENT
 from nemf.errors import NemfError
 from nemf.files import write_text
 from nemf.geometry import snap_to_grid
@@ -93,7 +94,7 @@ def keypoint_errors(
         raise NemfError(
             f"{predictions.origin}pair {predictions.column('pair')[row]} has a "
             f"{protocol.bases[layout]} of {length[row]:g} px, which alpha cannot multiply: "
-            f"{protocol.id} cannot score it"
+            f"{protocol.id} cannot score it{NO_EXTENT if layout == 'pfwillow' else ''}"
         )
     check_errors(error, length)
     return error, length

@@ -85,6 +85,20 @@ def test_a_pair_without_a_complete_point_is_left_out_aloud(
     assert len(FolderOfPairs(photos)) == 2
 
 
+def test_results_below_the_photographs_are_none(photos: Path) -> None:
+    before = PairList(photos).photographs
+    for name in ("outputs/match/m.png", "runs/one/figures/f.png"):
+        save_image(photos / name, 5, 20, 30)
+    (photos / "runs" / "one" / "predictions").mkdir()
+    pairs = PairList(photos)
+    assert pairs.photographs == before
+    assert set(pairs.left_out) >= {"outputs", "runs/one"}
+    assert "results of nemf" in pairs.left_out["outputs"]
+    used = {"src": A, "trg": "outputs/match/m.png", "src_kps": [[1, 1]], "trg_kps": [[1, 1]]}
+    (photos / "pairs.json").write_text(json.dumps([used]))
+    assert PairList(photos).photographs.keys() - before.keys() == {"outputs/match/m.png"}
+
+
 def test_an_edit_of_an_older_state_is_refused_with_the_newer(photos: Path) -> None:
     pairs, again = PairList(photos), PairList(photos)
     first = pairs.put(A, B, 0, "", content(([1, 1], [2, 2])))

@@ -225,6 +225,10 @@ BAD: dict[str, tuple[Callable[[Bench], list[Any]], str]] = {
     "keypoint outside": (keypoint_outside, "lies outside"),
     "NaN everywhere": (nan_everywhere, "pairs.json entry 2: pair"),
     "unknown matcher": (with_data("predict", "magic/pfwillow"), "unknown config 'magic/pfwillow'"),
+    "matcher without a dataset": (
+        with_data("predict", "copy"),
+        "unknown config 'copy': it names a matcher only; give <matcher>/<dataset>, e.g. copy/",
+    ),
     "unknown matcher in the config": (options("model.type=magic"), "unknown matcher 'magic'"),
     "unknown matcher to match": (
         match("--points", "1,1", "--matcher", "magic"),

@@ -141,6 +141,9 @@ def test_a_name_like_no_other_gets_no_hint() -> None:
     assert did_you_mean("zebra", ["spair", "pfwillow"]) == ""
     assert did_you_mean("spiar", ["spair", "pfwillow"]) == " (did you mean 'spair'?)"
     assert did_you_mean("ab1", ["ab2", "ab3"]) == " (did you mean 'ab3' or 'ab2'?)"
+    assert did_you_mean("hpf", ["copy", "hpf_resnet18"]) == " (did you mean 'hpf_resnet18'?)"
+    assert did_you_mean("hpf_resnet18", ["copy", "hpf"]) == " (did you mean 'hpf'?)"
+    assert did_you_mean("", ["_copy", "hpf"]) == ""
 
 
 # -- completion -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from experiments import own_images
 from experiments.own_images import check_inside, chosen_matchers, grid_points, read_points
 from nemf.backbones import build_backbone
 from nemf.errors import NemfError
+from nemf.match_pictures import match_figure
 from nemf.pairs import Matches
 from nemf.photographs import orientation, upright_pixels, upright_size, write_upright
 from tests.conftest import REPO, save_image, tiny_pixels
@@ -68,6 +69,28 @@ def test_heic_says_what_to_do(tmp_path: Path) -> None:
         upright_pixels(tmp_path / "a.HEIC")
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_heic_is_known_by_its_bytes(brand: bytes, tmp_path: Path) -> None:
+    for name, start in (("phone.jpg", b"ftyp" + brand), ("other.jpg", b"ftypisom")):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18" + start + bytes(64))
+    with pytest.raises(NemfError, match=r"phone\.jpg: HEIC cannot be read; .*`magick IMG\.HEIC"):
+        upright_pixels(tmp_path / "phone.jpg")
+    with pytest.raises(NemfError, match=r"other\.jpg: not a readable image"):
+        upright_pixels(tmp_path / "other.jpg")
+
+
+def test_grey_of_16_bits_is_refused_not_clipped(tmp_path: Path) -> None:
+    image = PILImage.fromarray(np.full((20, 30), 30000, np.uint16))
+    image.save(tmp_path / "deep.png")
+    with pytest.raises(NemfError, match=r"deep\.png: has more than 8 bits.*save it with 8 bits"):
+        upright_pixels(tmp_path / "deep.png")
+    copy = suite.build_matcher("copy")
+    with pytest.raises(NemfError, match="the image: has more than 8 bits"):
+        suite.match(copy, image, image, [[1, 1]])
+    PILImage.new("L", (30, 20), 120).save(tmp_path / "grey.png")
+    assert (upright_pixels(tmp_path / "grey.png") == 120).all()
+
+
 def test_the_one_call_api_turns_paths_and_leaves_pixels(tmp_path: Path) -> None:
     stored = tiny_pixels(0, 20, 30)
     path = turned(tmp_path / "p.png", stored, 6)
@@ -78,6 +101,28 @@ def test_the_one_call_api_turns_paths_and_leaves_pixels(tmp_path: Path) -> None:
         as_stored = suite.match(copy, image, reference, [[3, 4]])
     assert as_stored.points.tolist() == [[2, 12]]
     assert suite.match(copy, stored, reference, [[3, 4]]).points.tolist() == [[2, 12]]
+
+
+def test_points_outside_the_query_image_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    copy, pixels = suite.build_matcher("copy"), tiny_pixels(0, 20, 30)
+    suite.match(copy, pixels, pixels, [[-1, 20], [30, 0]])  # one pixel of slack
+    assert caplog.text == ""
+    suite.match(copy, pixels, pixels, [[3, 4], [4, 25]])
+    assert "1 of 2 points lie outside the query image (30x20), the first of them (4, 25)" in (
+        caplog.text
+    )
+
+
+def test_what_is_no_matcher_image_or_points_is_named() -> None:
+    copy, pixels = suite.build_matcher("copy"), tiny_pixels(0, 20, 30)
+    with pytest.raises(NemfError, match=r"as nemf\.build_matcher makes them, not str"):
+        suite.match("copy", pixels, pixels, [[1, 1]])  # type: ignore[arg-type]
+    with pytest.raises(NemfError, match=r"points must be numbers of shape \(N, 2\)"):
+        suite.match(copy, pixels, pixels, "1,1")
+    with pytest.raises(NemfError, match=r"points must be finite, but row 1 is \[nan, 3\.0\]"):
+        suite.match(copy, pixels, pixels, [[1, 1], [np.nan, 3]])
+    with pytest.raises(ValueError, match=r"must be uint8 \(H, W, 3\), not float64"):
+        suite.match(copy, pixels.astype(float), pixels, [[1, 1]])
 
 
 # -- plot -----------------------------------------------------------------------------------------
@@ -95,6 +140,20 @@ def test_matches_show_themselves() -> None:
     drawn = [line.get_xydata().tolist() for line in figure.artists if hasattr(line, "get_xydata")]
     assert [[3, 4]] in drawn
     assert [[6, 8]] in drawn
+
+
+@pytest.mark.parametrize("sizes", [((20, 20), (249, 300)), ((179, 300), (200, 1500))])
+@pytest.mark.parametrize("label", ["", "HPF"])
+def test_titles_and_caption_fit_into_the_picture(sizes: Any, label: str) -> None:
+    images = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    figure = match_figure(*images, [[1, 1]], {label: np.full((1, 2), np.nan)}, ("a.jpg", "b.jpg"))
+    figure.canvas.draw()
+    texts = [axes.title for axes in figure.axes] + figure.texts
+    assert any("no answer for 1" in text.get_text() for text in texts)
+    for text in texts:
+        box = text.get_window_extent()
+        assert box.y0 >= 0
+        assert box.y1 <= figure.bbox.height
 
 
 def test_bare_matches_say_that_they_know_no_images() -> None:
@@ -160,6 +219,13 @@ def test_points_that_are_none(text: str, reason: str, tmp_path: Path) -> None:
         read_points(["p.csv"])
 
 
+def test_a_file_of_points_that_is_not_there_is_called_so() -> None:
+    with pytest.raises(NemfError, match=r"--points 'gone\.csv': there is no such file; expected"):
+        read_points(["gone.csv"])
+    with pytest.raises(NemfError, match=r"but point 2 is \[3\.0, inf\]"):
+        read_points(["1,2 3,inf"])
+
+
 def test_a_point_may_lie_one_pixel_outside() -> None:
     check_inside(np.array([[-1.0, 0.0], [30.0, 20.0]]), (20, 30), "a.png")
     with pytest.raises(NemfError, match=r"point 1 \(30\.5, 3\) lies outside a\.png \(30x20\)"):
@@ -195,6 +261,11 @@ def test_random_weights_are_called_so(tmp_path: Path) -> None:
     }  # fmt: skip
     (copy,) = chosen_matchers(["copy"], {}, tmp_path)
     assert copy.described() == "copy: copy (floor), without weights"
+
+
+def test_options_need_a_named_matcher(tmp_path: Path) -> None:
+    with pytest.raises(NemfError, match="name it with --matcher"):
+        chosen_matchers([], {"model.layers": (4, 6)}, tmp_path)
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -256,7 +327,9 @@ def test_as_json(nemf: Any, tmp_path: Path) -> None:
     assert "b.png: 90x40 px, turned upright as its EXIF says" in plain.out
 
 
-def test_no_answer_is_said(nemf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_answer_is_said(
+    nemf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from baselines.copy import CopyKeypoints
 
     def silent(self: Any, queries: Any, references: Any, points: Any) -> list[Matches]:
@@ -265,7 +338,9 @@ def test_no_answer_is_said(nemf: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(CopyKeypoints, "match", silent)
     image = save_image(tmp_path / "a.png", 0, 20, 30)
     arguments = ("match", image, image, "--matcher", "copy", "--points", "3,4")
-    assert "   1  3.0,4.0 -> no answer\n" in nemf(*arguments).out
+    result = nemf(*arguments)
+    assert "   1  3.0,4.0 -> no answer\n" in result.out
+    assert "copy answers no point: a photograph of 30x20 or 30x20 px may be too" in caplog.text
     answer = json.loads(nemf(*arguments, "--json").out)
     assert answer["matchers"][0]["answers"] == [[None, None]]
 
@@ -279,6 +354,13 @@ def test_missing_weights_say_what_to_do(nemf: Any, tmp_path: Path) -> None:
     assert "--weights names that folder" in result.err
     result = nemf("match", image, image, "--matcher", "cats_small")
     assert "run `nemf train cats_small`" in result.err
+
+
+def test_a_weights_file_in_place_of_its_folder(nemf: Any, tmp_path: Path) -> None:
+    image = save_image(tmp_path / "a.png", 0, 20, 30)
+    (tmp_path / "w.pth").write_bytes(b"")
+    result = nemf("match", image, image, "--weights", tmp_path / "w.pth")
+    assert f"it is a file: give its folder, {tmp_path})" in result.err
 
 
 def test_weights_beside_are_found(nemf: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from nemf.errors import NemfError
 if TYPE_CHECKING:
     import numpy as np
 
+log = logging.getLogger(__name__)
 _GRID = 4
 _RESULTS = Path("outputs")
 
@@ -81,6 +83,8 @@ def match_command(
         raise NemfError("--points and --grid do not go together: give one of them")
     if out is not None:
         _check_ending(out)
+    import numpy as np
+
     from experiments.own_images import (
         answers,
         check_inside,
@@ -100,6 +104,13 @@ def match_command(
     chosen = chosen_matchers(matchers, parse_options(options), _RESULTS)
     found = [answers(one, *pixels, asked) for one in chosen]
     placed = [matches.points.detach().cpu().numpy() for matches in found]
+    for one, at in zip(chosen, placed, strict=True):
+        if len(at) and np.isnan(at).any(1).all():
+            log.warning(
+                "%s answers no point: a photograph of %dx%d or %dx%d px may be too small or too "
+                "narrow for it; enlarge or crop it, or try --matcher nearest_small",
+                one.name, *(side for image in pixels for side in image.shape[1::-1]),
+            )  # fmt: skip
     if out is None and not as_json:
         out = _RESULTS / "match" / f"{query.stem}-{reference.stem}.png"
     if out is not None:

@@ -103,7 +103,8 @@ def find_weights(weights: Path | None, data: Path | None, download: bool) -> Non
     """Tells the backbones where to look: --weights or $NEMF_WEIGHTS, else a folder ``weights`` in
     or beside the data root."""
     if weights is not None and not weights.is_dir():
-        raise NemfError(f"{weights}: no such folder of weights")
+        file = f" (it is a file: give its folder, {weights.parent})" if weights.is_file() else ""
+        raise NemfError(f"{weights}: no such folder of weights{file}")
     beside = [data / "weights", data.parent / "weights"] if data else []
     candidates = [weights] if weights else beside
     for folder in candidates:

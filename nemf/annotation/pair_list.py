@@ -26,6 +26,7 @@ from nemf.reading import read_json
 log = logging.getLogger(__name__)
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif")
 UPRIGHT = "upright"  # folder of the upright copies
+RESULTS = "outputs"  # where commands write by default
 _SIDES = ("src", "trg")
 
 
@@ -66,7 +67,7 @@ class PairList:
         self._lock = threading.Lock()
         self.left_out: dict[str, str] = {}
         used = {str(entry[side]) for entry in self._entries() for side in _SIDES}
-        found = filter(None, (self._photograph(path, used) for path in self._files()))
+        found = filter(None, (self._photograph(path, used) for path in self._files(used)))
         self.photographs = {p.name: p for p in sorted(found, key=lambda p: p.name)}
         for name in sorted(used - self.photographs.keys()):
             raise NemfError(f"{self.file}: names {name}, which is no readable image in {folder}")
@@ -77,13 +78,26 @@ class PairList:
                 + (f" ({why})" if why else "")
             )
 
-    def _files(self) -> list[Path]:
-        return sorted(
-            path
-            for path in self.folder.rglob("*")
-            if path.suffix.lower() in ENDINGS
-            and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(self.folder).parts)
+    def _files(self, used: set[str]) -> list[Path]:
+        """Image files, but those in hidden folders and, unless ``used``, in folders of results."""
+        files = []
+        for path in sorted(self.folder.rglob("*")):
+            within = path.relative_to(self.folder)
+            if path.suffix.lower() not in ENDINGS or not path.is_file():
+                continue
+            if any(part.startswith(".") for part in within.parts):
+                continue
+            results = next((p for p in within.parents if self._holds_results(p)), None)
+            if results is not None and within.as_posix() not in used:
+                self.left_out[results.as_posix()] = "holds results of nemf, no photographs"
+                continue
+            files.append(path)
+        return files
+
+    def _holds_results(self, within: Path) -> bool:
+        """Whether a folder below this one is an --out of other commands."""
+        return within.parts != () and (
+            within.as_posix() == RESULTS or (self.folder / within / "predictions").is_dir()
         )
 
     def _photograph(self, path: Path, used: set[str]) -> Photograph | None:
@@ -95,7 +109,6 @@ class PairList:
             return Photograph(path.relative_to(self.folder).as_posix(), image_header(path)[0])
         except NemfError as problem:
             self.left_out[name] = str(problem)
-            log.warning("left out: %s", problem)
             return None
 
     def _upright_copy(self, path: Path, name: str) -> Path:

@@ -84,7 +84,7 @@ def annotate(folder: Path, port: int | None, open_browser: bool, tell: Any) -> N
         count = len(server.pair_list.photographs)
         tell(f"{count} photographs, pairs in {server.pair_list.file}")
         for name, reason in server.pair_list.left_out.items():
-            tell(f"left out: {name}: {reason}")
+            tell(f"left out: {name}: {reason.removeprefix(f'{folder / name}: ')}")
         tell(f"annotate at {server.url} (Ctrl-C ends it; every click is saved at once)")
         if open_browser:
             webbrowser.open(server.url)

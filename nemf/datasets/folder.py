@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nemf.datasets.index import PairDataset, RawImage, RawPair, inside
+from nemf.datasets.index import PairDataset, RawImage, RawPair, drop_absent, inside
 from nemf.datasets.pfpascal import read_pair_list, semicolon_numbers
 from nemf.datasets.spair import json_box, json_names, json_points, json_text
 from nemf.errors import NemfError
@@ -17,6 +18,10 @@ from nemf.reading import read_json
 
 log = logging.getLogger(__name__)
 _LISTS = ("pairs.json", "pairs.csv")
+NO_EXTENT = (
+    "; of own pairs, give all two boxes or this one a second point, or predict with "
+    "--cfg-options dataset.threshold=image"
+)
 
 
 class FolderOfPairs(PairDataset):
@@ -64,15 +69,41 @@ class FolderOfPairs(PairDataset):
     @classmethod
     def locate(cls, root: Path) -> Path:
         if cls.find(root) is None:
-            raise NemfError(f"{root}: holds neither pairs.json nor pairs.csv")
+            if not root.is_dir():
+                raise NemfError(f"{root}: no such folder of own pairs")
+            raise NemfError(
+                f"{root}: holds neither pairs.json nor pairs.csv; `nemf annotate {root}` makes one"
+            )
         return root
 
     def sources(self) -> list[Path]:
-        return [self.folder]
+        """The list, the images it names, and what lies beside them. Other folders are none of it:
+        results may be written below the pairs."""
+        file = self.list_file()
+        try:
+            listed = _listed(file)
+        except NemfError:  # `entries` says what is wrong
+            listed = []
+        names = {str(entry.get(side)) for entry in listed for side in ("src", "trg")}
+        parts = {name: Path(name).parts for name in names}
+        within = [n for n, p in parts.items() if p and ".." not in p and not Path(n).is_absolute()]
+        paths = {file, *(self.folder / name for name in within)}
+        for folder in {path.parent for path in paths}:
+            paths.update(_beside(folder))
+        return sorted(path for path in paths if not path.is_dir())
+
+    def unscorable(self, pairs: Sequence[RawPair]) -> Iterator[tuple[RawPair, str]]:
+        if all(pair.src_bbox is not None and pair.trg_bbox is not None for pair in pairs):
+            return
+        for pair in map(drop_absent, pairs):
+            for side, kps in (("source", pair.src_kps), ("target", pair.trg_kps)):
+                if len(kps) and not np.ptp(kps, 0).any():
+                    yield pair, f"its {side} keypoints have no extent{NO_EXTENT}"
+                    break
 
     def entries(self) -> list[tuple[int, dict[str, Any]]]:
         file = self.list_file()
-        entries = _json_entries(file) if file.suffix == ".json" else _csv_entries(file)
+        entries = _listed(file)
         finished = [(k, e) for k, e in enumerate(entries) if e.get("unfinished") is not True]
         if not finished:
             raise NemfError(f"{file}: lists unfinished pairs only: go on with `nemf annotate`")
@@ -117,6 +148,18 @@ class FolderOfPairs(PairDataset):
 
     def list_file(self) -> Path:
         return next(self.folder / name for name in _LISTS if (self.folder / name).is_file())
+
+
+def _beside(folder: Path) -> list[Path]:
+    """What a folder holds, nothing where it cannot be listed (its images are then missing)."""
+    try:
+        return list(folder.iterdir())
+    except (OSError, ValueError):
+        return []
+
+
+def _listed(file: Path) -> list[dict[str, Any]]:
+    return _json_entries(file) if file.suffix == ".json" else _csv_entries(file)
 
 
 def _json_entries(file: Path) -> list[dict[str, Any]]:

@@ -40,6 +40,11 @@ FORMAT = 1  # of the cached index; raised when its columns or its checks change
 SLACK_PX = 1.0  # annotations that count pixels from 1 may sit one pixel outside
 # Of Pillow's many readers those that photographs come in; one of the others starts Ghostscript.
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+HEIC_REFUSED = (
+    "HEIC cannot be read; save the photograph as JPEG or PNG (export it from a viewer, or "
+    "`magick IMG.HEIC IMG.jpg`, on a Mac `sips -s format jpeg IMG.HEIC --out IMG.jpg`)"
+)
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SPLITS = {"trn": "trn", "train": "trn", "val": "val", "test": "test", "tst": "test"}
 
 
@@ -115,15 +120,26 @@ def image_header(path: Path) -> tuple[tuple[int, int], int]:
 
 
 def decode_image(path: Path, mirrored: bool = False) -> np.ndarray:
-    """uint8 RGB (H, W, 3) as stored (EXIF orientation not applied). NemfError if damaged or of more
-    pixels than :data:`nemf.limits.IMAGE_PIXELS`."""
+    """uint8 RGB (H, W, 3) as stored (EXIF orientation not applied). NemfError if damaged, of more
+    pixels than :data:`nemf.limits.IMAGE_PIXELS` or of more than 8 bits in one grey channel."""
     refusal = (
         f"{path}: image does not decode (%s); replace the file "
         "(`nemf data verify` lists every damaged one)"
     )
     with _opened(path, refusal) as image:
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = rgb_pixels(image, str(path))
     return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+
+
+def rgb_pixels(image: PILImage.Image, name: str) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of a Pillow image. NemfError, with ``name``, for one of 16 or 32 bits in
+    one grey channel: Pillow would clip it to white."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise NemfError(
+            f"{name}: has more than 8 bits per pixel in one grey channel (Pillow's mode "
+            f"{image.mode}); save it with 8 bits per channel"
+        )
+    return np.asarray(image.convert("RGB"))
 
 
 @contextmanager
@@ -148,7 +164,19 @@ def _opened(path: Path, refusal: str) -> Iterator[PILImage.Image]:
         more = f"if it is meant to, set {IMAGE_PIXELS.variable} higher"
         raise NemfError(refusal.partition(";")[0] % f"{_reason(problem)}; {more}") from None
     except Exception as problem:  # Pillow's plugins raise many kinds for damaged files
+        if _is_heic(path):
+            raise NemfError(f"{path}: {HEIC_REFUSED}") from None
         raise NemfError(refusal % _reason(problem)) from None
+
+
+def _is_heic(path: Path) -> bool:
+    """Whether a file is HEIC by its first bytes, whatever it is called."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except (OSError, ValueError):
+        return False
+    return start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS
 
 
 class PairDataset(Sequence[Pair]):
@@ -231,6 +259,10 @@ class PairDataset(Sequence[Pair]):
     def unlisted(self) -> list[Path]:
         """Annotation files that belong to the split but to no entry of its list."""
         return []
+
+    def unscorable(self, pairs: Sequence[RawPair]) -> Iterable[tuple[RawPair, str]]:
+        """Which of these well-formed pairs the usual thresholds cannot score, and why."""
+        return ()
 
     # -- the annotations of the split ---------------------------------------------------------
 

@@ -284,12 +284,16 @@ class _Verification:
             for name, image in split.images.items()
             if image.path in self.files
         }
+        sound = []
         for pair in split.pairs:
             problems = list(pair_problems(pair, by_name))
             for problem in problems:
                 self._add_error("problem", "pair", NemfError(problem))
             if not problems:
+                sound.append(pair)
                 self._doubts(pair, split, by_name)
+        for pair, reason in split.reader.unscorable(sound):
+            self._add("note", "pair", pair.origin, f"pair {pair.id}: {reason}")
 
     def _doubts(self, pair: RawPair, split: _Split, by_name: dict[str, ImageFile]) -> None:
         """What is odd about a pair that is formally right."""
