@@ -43,7 +43,24 @@ Exit status:
 """
 
 
+class _Verbs(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Also names the group whose command was meant (`nemf verify`: `nemf data verify`)."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as problem:
+            for name, group in self.commands.items():
+                if isinstance(group, click.Group) and args[0] in group.commands:
+                    raise click.UsageError(
+                        f"No such command {args[0]!r}. Did you mean '{name} {args[0]}'?", ctx
+                    ) from problem
+            raise
+
+
 @click.group(
+    cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EXITS
     + "\n"

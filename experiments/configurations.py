@@ -109,9 +109,11 @@ def _base(kind: str, part: str, name: str) -> Path:
         return Path(part).resolve()
     known = config_names(kind)
     if part not in known:
+        meant = did_you_mean(part, known)
+        listed = "" if meant else f" with one of the {kind} {', '.join(known)}"
         raise NemfError(
-            f"unknown config {name!r}{did_you_mean(part, known)}: expected <matcher>/<dataset> "
-            f"with one of the {kind} {', '.join(known)}, or a path ending in .py"
+            f"unknown config {name!r}{meant}: expected <matcher>/<dataset>{listed}, or a path "
+            "ending in .py"
         )
     return CONFIGS / kind / f"{part}.py"
 

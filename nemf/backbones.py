@@ -394,14 +394,13 @@ def _found_state(model: ResNet) -> dict[str, Tensor]:
     if published and (download or (cache_dir / published).exists()):
         model.weights_file = published_weights(model.name, download, cache_dir)
         return _fitting_state(model.weights_file, model)
-    ways = ["pass weights=FILE"]
-    ways.append(f"put {model.name}*.pth into the folder NEMF_WEIGHTS ({folder or 'not set'})")
+    given = f"NEMF_WEIGHTS={folder}" if folder else "or set NEMF_WEIGHTS"
+    ways = [f"put {model.name}*.pth into the folder of --weights ({given})"]
     if published:
         ways.append("allow the download with --download (NEMF_DOWNLOAD=1)")
-    ways.append("pass init='random'")
+    ways.append("in Python pass weights=FILE or init='random'")
     found = f" ({'; '.join(problems)})" if problems else ""
-    listed = f"{', '.join(ways[:-1])}, or {ways[-1]}"
-    raise WeightsNotFound(f"no weights for {model.name}{found}: {listed}")
+    raise WeightsNotFound(f"no weights for {model.name}{found}: {', or '.join(ways)}")
 
 
 def _random_state(model: ResNet, seed: int) -> dict[str, Tensor]:

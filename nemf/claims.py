@@ -63,14 +63,16 @@ class Claim:
 
 
 @contextmanager
-def claimed(folder: Path, name: str, busy: str, *, timeout_s: float = 0) -> Iterator[Claim]:
+def claimed(
+    folder: Path, name: str, busy: str, *, of: Path | None = None, timeout_s: float = 0
+) -> Iterator[Claim]:
     """Holds ``folder`` (made if it is not there) for this process; free again if it dies.
 
-    Busy "<folder>: <busy> (<who>)" if another process holds it for longer than ``timeout_s``;
+    Busy "<of or folder>: <busy> (<who>)" if another process holds it for longer than ``timeout_s``;
     NemfError if the folder cannot be written. Whether an owner on another host lives is seen after
     a while only, so a refusal may take up to ``NEMF_CLAIM_TIMEOUT_S``.
     """
-    claim = _acquire(folder, name, busy, timeout_s)
+    claim = _acquire(folder, name, f"{of or folder}: {busy}", timeout_s)
     try:
         yield claim
     finally:
@@ -109,7 +111,7 @@ def _acquire(folder: Path, name: str, busy: str, timeout_s: float) -> Claim:
             if gone and _make(folder, name, number + 1):
                 return Claim(folder, name, number + 1, stale_s / _BEATS)
             if not gone and (lives or not _elsewhere(owner)) and now - begun >= timeout_s:
-                raise Busy(f"{folder}: {busy} ({_shown(owner)})")
+                raise Busy(f"{busy} ({_shown(owner)})")
             time.sleep(_POLL_S)
     except OSError as problem:
         raise NemfError(

@@ -267,7 +267,7 @@ def test_a_folder_has_one_server_and_keeps_its_address(photos: Path) -> None:
     with annotation_server(photos) as first:
         url = first.url
         with (
-            pytest.raises(NemfError, match="being annotated by another `nemf annotate`"),
+            pytest.raises(NemfError, match="photos: being annotated by another `nemf annotate`"),
             annotation_server(photos),
         ):
             pass

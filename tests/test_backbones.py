@@ -420,7 +420,7 @@ def test_contradicting_or_unknown_init() -> None:
 def test_without_weights_every_way_is_named() -> None:
     with pytest.raises(NemfError) as error:
         build_backbone("resnet18", upto=2)
-    for way in ("weights=FILE", "NEMF_WEIGHTS (not set)", "--download", "init='random'"):
+    for way in ("weights=FILE", "--weights (or set NEMF_WEIGHTS)", "--download", "init='random'"):
         assert way in str(error.value)
     with pytest.raises(NemfError) as error:
         build_backbone(SMALL, upto=2)

@@ -248,6 +248,10 @@ BAD: dict[str, tuple[Callable[[Bench], list[Any]], str]] = {
         lambda b: b.predict(str(b.write("bad.py", b"model = (\n")), b.willow()),
         "bad.py: cannot be read as a config",
     ),
+    "config misspelt": (
+        with_data("predict", "hpf_resnet8/pfwillow"),
+        "(did you mean 'hpf_resnet18'",
+    ),
     "config and table": (with_data("predict", "copy/pfwillow", "--table", "1"), "give either"),
     "neither config nor table": (with_data("predict"), "give either"),
     "option without a value": (options("model.layers"), "'model.layers': expected KEY=VALUE"),

@@ -125,6 +125,7 @@ def test_the_list_of_commands_cuts_no_sentence_short(nemf: Any) -> None:
         (["match", "a.png", "a.png", "--matcher", "hpf_smal"], "hpf_small"),
         (["train", "cats_smal"], "cats_small"),
         (["figure", "transfr"], "transfer"),
+        (["verify", "spair"], "data verify"),
     ],
 )  # fmt: skip
 def test_a_mistyped_name_is_answered_with_the_likely_one(

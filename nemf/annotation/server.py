@@ -62,7 +62,7 @@ def annotation_server(folder: Path, port: int | None = None) -> Iterator[Annotat
     pair_list = PairList(folder)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     cache = default_cache() / "annotate" / name
-    with claimed(cache, "server", f"{folder} is being annotated by another `nemf annotate`"):
+    with claimed(cache, "server", "being annotated by another `nemf annotate`", of=folder):
         last_port, token = _last_address(cache / "address.json")
         server = None
         for number in [port] if port is not None else [last_port, 0]:
