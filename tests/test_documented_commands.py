@@ -295,7 +295,7 @@ SETTINGS = {
                 instead='{} --matchers "copy nearest_small" --size 64x64',
             ),
             "python -m tests.benchmarks.nemf_search 375 500": Run(
-                instead="python -m tests.benchmarks.nemf_search 48 64"
+                instead="python -m tests.benchmarks.nemf_search 24 32"
             ),
             "nemf published SCOT --dataset spair": Run("35.6"),
         }
