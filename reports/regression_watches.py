@@ -71,7 +71,10 @@ def not_comparable(base: Side, head: Side) -> str | None:
         ("n_pairs", "number of pairs"),
     ):
         if before[key] != after[key]:
-            return f"{title} differs ({_short(before[key])} and {_short(after[key])})"
+            text = f"{title} differs ({_short(before[key])} and {_short(after[key])})"
+            if key == "fingerprint" and after["synthetic"]:
+                text += ": the sources that make the stand-ins changed"
+            return text
     if base.protocol != head.protocol:
         return f"protocol version differs ({base.protocol} and {head.protocol})"
     if before["plan"] != after["plan"]:
