@@ -59,9 +59,13 @@ class Cost:
 
 def not_comparable(base: Side, head: Side) -> str | None:
     """Why the two sides of a cell cannot be compared, or None. Everything but the pairs."""
-    for name, side in (("base", base), ("head", head)):
-        if side.problem is not None:
-            return f"{name} has no prediction: {side.problem}"
+    problems = [
+        f"{name} has no prediction: {side.problem}"
+        for name, side in (("base", base), ("head", head))
+        if side.problem is not None
+    ]
+    if problems:
+        return "; ".join(problems)
     before, after = base.predictions.meta, head.predictions.meta
     for key, title in (
         ("dataset", "dataset"),
