@@ -96,17 +96,25 @@ def nothing_accepted(where: str) -> str:
     )
 
 
+def _restore(path: Path) -> str:
+    """What to do about a damaged file: accepting anew would take today's answers unjudged."""
+    return f"restore it (`git checkout -- {path.name}` in its folder)"
+
+
 def read_listing(folder: Path) -> dict[str, Any]:
     """What accepted.json says; NemfError if there is none."""
     path = folder / "accepted.json"
     if not path.exists():
         raise NemfError(nothing_accepted(str(path)))
-    accepted = read_json(path)
+    try:
+        accepted = read_json(path)
+    except NemfError as problem:
+        raise NemfError(f"{problem}; {_restore(path)}") from None
     if not isinstance(accepted, dict) or accepted.get("format") != FORMAT:
         raise NemfError(f"{path}: holds no accepted answers of format {FORMAT}; accept anew")
     cells = accepted.get("cells")
     if not isinstance(cells, dict) or not all(map(_is_stored, cells.values())):
-        raise NemfError(f"{path}: does not name the files of its cells; accept anew")
+        raise NemfError(f"{path}: does not name the files of its cells; {_restore(path)}")
     return accepted
 
 
@@ -138,7 +146,7 @@ def read_accepted(
             for category, part in fractions.groupby(frame["category"]):
                 means["class", str(category), alpha] = float(part.mean())
     except (OSError, pa.ArrowException, ValueError, KeyError) as problem:
-        raise NemfError(f"{path}: cannot be read ({problem}); accept anew") from None
+        raise NemfError(f"{path}: cannot be read ({problem}); {_restore(path)}") from None
     side = Side(None, protocol, means)
     if head is None:
         return side

@@ -42,12 +42,14 @@ _NOT_THE_COMMIT = ("another process is predicting this cell", "cannot be written
 class Measured:
     """A commit with one side of every cell; ``files`` and ``records`` where it has a prediction.
     ``checkout``: where it runs as long as its context lasts, None if it does not run; ``data``: the
-    root of its datasets; ``configs``: the names under which it knows the predictions of the
-    policy."""
+    root of its datasets; ``rendering``: what names the sources that made their pixels, None where
+    they are no stand-ins of its own; ``configs``: the names under which it knows the predictions of
+    the policy."""
 
     commit: Commit
     checkout: Checkout | None = None
     data: Path | None = None
+    rendering: str | None = None
     sides: dict[Cell, Side] = field(default_factory=dict)
     files: dict[Cell, Path] = field(default_factory=dict)
     records: dict[Cell, dict[str, Any]] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class Workplace:
         try:
             checkout = stack.enter_context(self.repository.checkout(commit, self.scratch, threads))
             listing = _protocols(checkout)
-            measured.data = self._data(checkout)
+            measured.data, measured.rendering = self._data(checkout)
         except DoesNotRun as problem:
             measured.sides = {cell: missing(str(problem)) for cell in self.cells}
             return measured
@@ -168,20 +170,21 @@ class Workplace:
                 return f"{matcher}/{cell.dataset}"
         return None
 
-    def _data(self, checkout: Checkout) -> Path:
-        """The root of the datasets for that commit; renders its own stand-ins if it has to."""
+    def _data(self, checkout: Checkout) -> tuple[Path, str | None]:
+        """The root of the datasets for that commit, and ``rendering`` of :class:`Measured`; renders
+        its own stand-ins if it has to."""
         if self.data is not None:
-            return self.data
+            return self.data, None
         ((kind, value),) = self.policy.suite.data.items()
         if kind == "folder":
             root = checkout.root / value  # an absolute path stays what it is
             if not root.is_dir():
                 raise DoesNotRun(f"has no datasets in {value}")
-            return root
+            return root, None
         answer = json.loads(checkout.python(str(PROBE), "generator"))
         root = self.scratch / "data" / f"{value}-{answer['fingerprint'][:16]}"
         checkout.nemf("data", "make-synthetic", str(root), "--preset", value)
-        return root
+        return root, f"{value}-{answer['rendering'][:16]}"
 
 
 class _Runs:

@@ -153,7 +153,7 @@ class Regressions:
                 self.policy.accuracy.alphas,
                 new.as_dict(),
                 reason.strip(),
-                self._stand_ins(measured),
+                measured.rendering,
             )
             text = f"Accepted {len(self.cells)} cells in {len(files) - 1} files: {reason.strip()}\n"
             return Report({"accepted": [str(f) for f in files]}, text, files)
@@ -286,8 +286,7 @@ class Regressions:
         stored, subject = accepted["cells"], str(accepted["reason"])
         commit, tree = str(accepted["commit"]), str(accepted["tree"])
         before = Measured(Commit(commit, tree, "accepted", subject))
-        stand_ins = self._stand_ins(after)
-        same = stand_ins is not None and stand_ins == accepted["stand_ins"]
+        same = after.rendering is not None and after.rendering == accepted.get("stand_ins")
         for cell in self.cells:
             entry = stored.get(str(cell))
             if entry is None:
@@ -302,12 +301,6 @@ class Regressions:
                 same_stand_ins=same,
             )
         return accepted, before
-
-    def _stand_ins(self, measured: Measured) -> str | None:
-        """What names the sources that rendered a commit's own stand-ins; None for other data."""
-        if self.data is not None or "synthetic" not in self.policy.suite.data or not measured.data:
-            return None
-        return measured.data.name
 
     def _suite(self) -> str:
         """Which data a history is about."""

@@ -96,7 +96,7 @@ def exactness_text(found: Mapping[str, Any]) -> str:
         return found["status"]
     text = (
         f"{found['n_moved']} of {found['n_keypoints']} points moved, median "
-        f"{found['median_px']:.2f} px, at most {found['largest_px']:.1f} px, mean "
+        f"{found['median_px']:.2f} px, at most {found['largest_px']:.2f} px, mean "
         f"({found['mean_dx_px']:+.3f}, {found['mean_dy_px']:+.3f}) px"
     )
     for key, what in (("n_lost", "no longer answered"), ("n_gained", "newly answered")):

@@ -59,9 +59,13 @@ class Cost:
 
 def not_comparable(base: Side, head: Side) -> str | None:
     """Why the two sides of a cell cannot be compared, or None. Everything but the pairs."""
-    for name, side in (("base", base), ("head", head)):
-        if side.problem is not None:
-            return f"{name} has no prediction: {side.problem}"
+    problems = [
+        f"{name} has no prediction: {side.problem}"
+        for name, side in (("base", base), ("head", head))
+        if side.problem is not None
+    ]
+    if problems:
+        return "; ".join(problems)
     before, after = base.predictions.meta, head.predictions.meta
     for key, title in (
         ("dataset", "dataset"),
@@ -71,7 +75,10 @@ def not_comparable(base: Side, head: Side) -> str | None:
         ("n_pairs", "number of pairs"),
     ):
         if before[key] != after[key]:
-            return f"{title} differs ({_short(before[key])} and {_short(after[key])})"
+            text = f"{title} differs ({_short(before[key])} and {_short(after[key])})"
+            if key == "fingerprint" and after["synthetic"]:
+                text += ": the sources that make the stand-ins changed"
+            return text
     if base.protocol != head.protocol:
         return f"protocol version differs ({base.protocol} and {head.protocol})"
     if before["plan"] != after["plan"]:

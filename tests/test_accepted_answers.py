@@ -90,8 +90,13 @@ def test_other_questions_are_another_dataset(accepted: Predictions, tmp_path: Pa
 def test_a_file_that_cannot_be_read_is_named(accepted: Predictions, tmp_path: Path) -> None:
     (file,) = (tmp_path / "accepted").glob("*.parquet")
     file.write_bytes(b"no parquet")
-    with pytest.raises(NemfError, match=f"{file.name}: cannot be read"):
+    with pytest.raises(
+        NemfError, match=rf"{file.name}: cannot be read .*git checkout -- {file.name}"
+    ):
         side(tmp_path, accepted, same_stand_ins=True)
     (tmp_path / "accepted" / "accepted.json").write_text('{"format": 1}')
     with pytest.raises(NemfError, match="of format 2; accept anew"):
+        read_listing(tmp_path / "accepted")
+    (tmp_path / "accepted" / "accepted.json").write_text("{")
+    with pytest.raises(NemfError, match=r"accepted\.json: cannot be read .*git checkout"):
         read_listing(tmp_path / "accepted")

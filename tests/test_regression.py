@@ -546,3 +546,12 @@ def test_false_alarms_stay_within_the_nominal_rate(
         pages += verdict["verdict"] == "worse"
     assert pages <= 1000 * policy.accuracy.level
     assert alarms <= stats.binom.ppf(0.99, 1000, policy.accuracy.level)
+
+
+def test_problems_of_both_sides_are_told() -> None:
+    """A misspelt matcher was never accepted, but the misspelling is what to mend."""
+    base, head = (Side(None, None, {}, text) for text in ("it was never accepted", "no config x"))
+    told = not_comparable(base, head)
+    assert (
+        told == "base has no prediction: it was never accepted; head has no prediction: no config x"
+    )

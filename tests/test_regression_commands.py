@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from experiments.benchmarks import random_predictions
 from experiments.checkouts import Repository
 from experiments.cli import main_group
+from experiments.measured_commits import PROBE
 from experiments.regression import Regressions
 from nemf.claims import claimed
 from nemf.errors import NemfError
@@ -533,3 +534,43 @@ def test_wrong_options_are_refused_in_one_line(
     assert isinstance(done.exception, NemfError)
     assert complaint in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+# -- what names the stand-ins ----------------------------------------------------------------------
+
+
+def generator_of(root: Path) -> dict[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-P", str(PROBE), "generator"],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        cwd=root,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout)
+
+
+def test_only_sources_that_make_pixels_name_the_rendering(tmp_path: Path) -> None:
+    """Another lock or another comment must not take the gate's patience with other processors."""
+    ignore = shutil.ignore_patterns("__pycache__", "accepted*", "weights")
+    for package in ("nemf", "experiments"):
+        shutil.copytree(REPO / package, tmp_path / package, ignore=ignore)
+    first = generator_of(tmp_path)
+    scenes = tmp_path / "nemf" / "datasets" / "synthetic_scenes.py"
+    for file in (tmp_path / "nemf" / "claims.py", tmp_path / "nemf" / "__init__.py"):
+        file.write_text(file.read_text() + "\nANOTHER = 1\n")
+    scenes.write_text(scenes.read_text() + "\n# a comment\n")
+    second = generator_of(tmp_path)
+    assert second["rendering"] == first["rendering"]
+    assert second["fingerprint"] != first["fingerprint"]
+    scenes.write_text(scenes.read_text() + "\nANOTHER = 1\n")
+    assert generator_of(tmp_path)["rendering"] != first["rendering"]
+
+
+def test_the_accepted_stand_ins_are_those_of_this_renderer() -> None:
+    """Else the gate passes only where every pixel comes out as it did when they were accepted."""
+    listing = json.loads((REPO / "experiments" / "accepted" / "accepted.json").read_text())
+    preset, _, rendering = listing["stand_ins"].rpartition("-")
+    assert preset == "table1"
+    assert generator_of(REPO)["rendering"].startswith(rendering)
