@@ -147,8 +147,10 @@ class Regressions:
                 cell: (measured.files[cell], str(measured.sides[cell].protocol), frame)
                 for cell, frame in zip(self.cells, frames, strict=True)
             }
+            folder = self.repository.root / self.accepted
+            before = {path.name for path in folder.glob("*.parquet")}
             files = write_accepted(
-                self.repository.root / self.accepted,
+                folder,
                 scored,
                 self.policy.accuracy.alphas,
                 new.as_dict(),
@@ -156,6 +158,10 @@ class Regressions:
                 measured.rendering,
             )
             text = f"Accepted {len(self.cells)} cells in {len(files) - 1} files: {reason.strip()}\n"
+            gone = sorted(before - {path.name for path in files})
+            if gone:
+                text += f"No longer accepted, as the policy runs them no more: {', '.join(gone)}\n"
+            text += f"Commit {self.accepted} together with the change.\n"
             return Report({"accepted": [str(f) for f in files]}, text, files)
 
     def history(self, n_commits: int, head: str | None = None) -> Report:

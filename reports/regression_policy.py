@@ -136,9 +136,16 @@ def _build(kind: type, content: Any, where: str) -> Any:
         raise NemfError(f"{where or 'the file'} must be a mapping, not {content!r}")
     hints = get_type_hints(kind)
     names = {field.name for field in fields(kind)}
-    for problem, keys in (("lacks", names - set(content)), ("has unknown", set(content) - names)):
-        if keys:
-            raise NemfError(f"{where or 'the file'} {problem} {', '.join(sorted(map(str, keys)))}")
+    wrong = [
+        f"{problem} {', '.join(sorted(map(str, keys)))}"
+        for problem, keys in (
+            ("lacks", names - set(content)),
+            ("has unknown", set(content) - names),
+        )
+        if keys
+    ]
+    if wrong:
+        raise NemfError(f"{where or 'the file'} {' and '.join(wrong)}")
     return kind(**{n: _value(hints[n], content[n], f"{where}.{n}".strip(".")) for n in names})
 
 

@@ -456,7 +456,9 @@ SETTINGS = {
             "nemf regress --base v1.0 --head main": Run("same"),
             'nemf regress --accept "why"': Run(writes=("experiments/accepted/accepted.json",)),
             "nemf regress --data DATA": Run("same"),
-            "nemf regress --history 30": Run(writes=("outputs/regress/*/history.png",)),
+            "nemf regress --history 30": Run(
+                writes=("outputs/regress/*/history.png",), instead="nemf regress --history 2"
+            ),
             "nemf regress --history 30 --from-mlflow": Run(
                 before="export MLFLOW_TRACKING_URI=sqlite:///$PWD/outputs/mlflow.db",
                 writes=("outputs/regress/*/history.md",),

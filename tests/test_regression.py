@@ -121,6 +121,14 @@ def test_the_policy_lists_its_cells(policy: Policy) -> None:
     assert [only.guards(Cell("m", d, "p")) for d in ("spair", "pfwillow")] == [True, False]
 
 
+def test_a_misspelt_key_is_named_beside_the_one_it_stands_for(tmp_path: Path) -> None:
+    text = (REPO / "experiments" / "regress.yaml").read_text()
+    file = tmp_path / "policy.yaml"
+    file.write_text(text.replace("seconds_ratio:", "second_ratio:"))
+    with pytest.raises(NemfError, match="cost lacks seconds_ratio and has unknown second_ratio"):
+        Policy.load(file)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "complaint"),
     [

@@ -389,6 +389,8 @@ def test_the_gate_compares_with_what_was_accepted(root: Path) -> None:
     names = sorted(path.name for path in (root / "experiments" / "accepted").iterdir())
     assert names == ["accepted.json", "offset-fixed-src2trg-own.parquet"]
     assert "1 cells" in accepted.markdown
+    assert "Commit experiments/accepted together" in accepted.markdown
+    assert "No longer" not in accepted.markdown
     commit(root, "accepted")
     report = tracked(root).gate()
     assert only(report)["verdict"] == "same"
@@ -402,7 +404,9 @@ def test_the_gate_compares_with_what_was_accepted(root: Path) -> None:
     assert [reason["watch"] for reason in only(report)["reasons"]] == ["accuracy"] * len(
         only(report)["reasons"]
     )
-    tracked(root).accept("one in ten is lost on purpose")
+    (root / "experiments" / "accepted" / "gone.parquet").write_bytes(b"")
+    accepted = tracked(root).accept("one in ten is lost on purpose")
+    assert "No longer accepted, as the policy runs them no more: gone.parquet" in accepted.markdown
     assert not tracked(root).gate().failed
 
     write_questions(root, 100)
