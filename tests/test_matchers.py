@@ -164,6 +164,15 @@ def test_pictures_without_content_are_answered_inside_or_nan(matcher: Matcher, g
     assert ((inside > -60) & (inside < 180)).all()
 
 
+def test_answers_are_x_y_pixels_of_the_reference_image(matcher: Matcher) -> None:
+    """In a wide image the axes cannot be taken for each other, nor pixels for shares."""
+    (found,) = answer(matcher, [(image(1), image(2, 64, 500), queries(3, 12))])
+    answered = found.points[~torch.isnan(found.points).any(1)]
+    assert len(answered) > 0
+    assert ((answered > -60) & (answered < torch.tensor([560, 124]))).all()
+    assert answered.abs().max() > 1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_agrees_with_the_cpu(matcher: Matcher) -> None:
     """Within a pixel: rounding may flip a decision of a random network here and there."""
