@@ -390,6 +390,8 @@ def _read_answers(path: Path) -> pd.DataFrame:
             table = _answers_from(read_parquet(path, _ANSWER_COLUMNS, ["pair"]), path)
         else:
             text = read_within(path).decode("utf-8")
+            if not text.strip():
+                raise NemfError(f"{path}: is empty; it needs the columns pair, keypoint, x, y")
             header = next(csv.reader(io.StringIO(text, newline="")), [])
             if len(set(header)) < len(header):
                 raise NemfError(f"{path}: two columns of its header have one name")

@@ -325,3 +325,15 @@ def test_copy_scales_by_the_image_sizes() -> None:
     pair = (image(1, 50, 100), image(2, 100, 50), torch.tensor([[10.0, 20.0], [0.0, 49.0]]))
     (found,) = answer(nemf.build_matcher("copy"), [pair])
     assert found.points.tolist() == [[5.0, 40.0], [0.0, 98.0]]
+
+
+@pytest.mark.parametrize("target", ["Missing", "CARD"])
+def test_an_entry_point_that_names_no_matcher_is_told(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import EntryPoint
+
+    point = EntryPoint("mine", f"baselines.copy:{target}", "nemf.matchers")
+    monkeypatch.setattr("nemf.registry.matcher_entry_point", lambda name: point)
+    with pytest.raises(NemfError, match=rf"'mine': its entry point 'baselines.copy:{target}'"):
+        nemf.build_matcher("mine")

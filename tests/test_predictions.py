@@ -466,7 +466,7 @@ def test_answers_without_their_queries_are_taken_for_the_plans(
     ("name", "content", "reason"),
     [
         ("gone.csv", None, "no such file"),
-        ("empty.csv", b"", "cannot be read as CSV or parquet"),
+        ("empty.csv", b"", "is empty; it needs the columns"),
         ("latin.csv", b"pair,keypoint,x,y\n\xff\xfe,0,1,2\n", "cannot be read as CSV or parquet"),
         ("ragged.csv", b"pair,keypoint\na,0\nb,1,2,3\n", "cannot be read as CSV or parquet"),
         ("text.parquet", b"pair,keypoint,x,y\n", "cannot be read as parquet"),
