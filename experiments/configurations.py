@@ -174,6 +174,11 @@ def _parse(build: Any, name: str) -> Config:
         return build()
     except NemfError:
         raise
+    except FileNotFoundError as problem:
+        raise NemfError(
+            f"{name}: {problem.filename or problem} is not there; _base_ is relative to the config "
+            f"or absolute, and the suite's own lie in {CONFIGS}"
+        ) from None
     except Exception as problem:  # a config is Python: anything can happen in it
         raise NemfError(
             f"{name}: cannot be read as a config ({type(problem).__name__}: {problem})"

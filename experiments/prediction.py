@@ -38,8 +38,14 @@ from nemf.datasets import dataset_class
 from nemf.datasets.index import PairDataset
 from nemf.errors import NemfError
 from nemf.matcher import Matcher
-from nemf.pairs import OrientedPair, Pair, Plan
-from nemf.predictions import dataset_folder, dataset_meta, prediction_table
+from nemf.pairs import Matches, OrientedPair, Pair, Plan
+from nemf.predictions import (
+    Predictions,
+    dataset_folder,
+    dataset_meta,
+    prediction_table,
+    warn_of_strange_answers,
+)
 from nemf.registry import matcher_class
 
 log = logging.getLogger(__name__)
@@ -60,17 +66,40 @@ def predict_pairs(
         references = [cache.get(oriented, "reference") for oriented in part]
         points = [torch.from_numpy(o.query_kps.copy()).to(matcher.device) for o in part]
         matches = matcher.match(queries, references, points)
+        if not isinstance(matches, Sequence) or len(matches) != len(part):
+            count = len(matches) if isinstance(matches, Sequence) else type(matches).__name__
+            raise NemfError(
+                f"matcher {matcher.card.name}: match must return a list of one Matches for each of "
+                f"{len(part)} pairs, not {count}"
+            )
         for i, oriented, match in zip(order[start : start + batch], part, matches, strict=True):
-            xy = match.points.detach().cpu().numpy().astype(np.float32)
-            if xy.shape != oriented.query_kps.shape or np.isinf(xy).any():
-                raise NemfError(
-                    f"matcher {matcher.card.name} answered {xy.shape} (infinite values: "
-                    f"{bool(np.isinf(xy).any())}) to {len(oriented.query_kps)} queries of pair "
-                    f"{oriented.pair.id}"
-                )
-            confidence = match.confidence
-            answers[i] = xy, None if confidence is None else confidence.detach().cpu().numpy()
+            answers[i] = _checked_answer(match, oriented, matcher.card.name)
     return [answers[i] for i in range(len(pairs))]
+
+
+def _checked_answer(
+    match: Any, oriented: OrientedPair, name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A matcher's answer as arrays; NemfError for what is none to the pair's queries."""
+    n, at = len(oriented.query_kps), f"matcher {name}, pair {oriented.pair.id}"
+    if not isinstance(match, Matches):
+        raise NemfError(f"{at}: answered {type(match).__name__}, not nemf.pairs.Matches")
+    for part, wanted in (("points", (n, 2)), ("confidence", (n,))):
+        value = getattr(match, part)
+        if value is None and part == "confidence":
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise NemfError(f"{at}: {part} is a {type(value).__name__}, not a tensor")
+        if tuple(value.shape) != wanted:
+            kind = "one (x, y) in px" if part == "points" else "one number"
+            raise NemfError(
+                f"{at}: {part} has shape {tuple(value.shape)}, not {wanted}: {kind} for each query"
+            )
+    xy = match.points.detach().cpu().float().numpy()
+    if np.isinf(xy).any():
+        raise NemfError(f"{at}: points has infinite values; NaN is 'no answer'")
+    confidence = match.confidence
+    return xy, None if confidence is None else confidence.detach().cpu().float().numpy()
 
 
 @FUNCTIONS.register_module()
@@ -211,6 +240,7 @@ class PredictLoop(BaseLoop):
         claim.check()
         cell.write_json("cell.json", meta)
         cell.finish(len(self.dataloader), meta)
+        warn_of_strange_answers(Predictions.read(cell.file), matcher.card.name)
 
     def _facts(self, matcher: Matcher, dataset: PairDataset, plan: Plan) -> dict[str, Any]:
         """Everything that can change a prediction."""

@@ -68,7 +68,9 @@ def matcher_entry_point(name: str) -> EntryPoint:
     if name not in points:
         raise NemfError(
             f"unknown matcher {name!r}{did_you_mean(name, points)}: choose one of "
-            f"{', '.join(sorted(points))}"
+            f"{', '.join(sorted(points))}; a new one needs its line under "
+            f'[project.entry-points."{GROUP}"] in '
+            "its pyproject.toml and `pip install -e .` once more"
         )
     return points[name]
 

@@ -12,6 +12,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from nemf.reading import read_parquet, read_within
 if TYPE_CHECKING:
     from nemf.datasets.index import PairDataset
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 FILE_NAME = "predictions.parquet"
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -40,6 +43,7 @@ _POINTS = pa.list_(pa.float32())
 _BOX = ("x1", "y1", "x2", "y2")
 _BLANK = ("", "nan", "NaN", "NA", "None", "null")
 _ANSWER_COLUMNS = ("pair", "keypoint", "x", "y", "confidence", "query_x", "query_y")
+_MANY_OUTSIDE = 0.1  # more than any matcher that reads its frame aright
 _LARGEST = float(np.finfo(np.float32).max)
 
 SCHEMA = pa.schema(
@@ -310,7 +314,7 @@ def read_external(path: Path, dataset: PairDataset, plan: Plan, name: str) -> Pr
     _refuse(path, given.difference(known), f"is not in {dataset.title} {dataset.split}")
     _refuse(path, known.difference(given), "has no answer (leave x and y empty to decline one)")
     answers = table.set_index(given).reindex(known)
-    _check_queries(path, answers, queries)
+    _check_queries(path, answers, queries, plan)
     points = answers[["x", "y"]].to_numpy(np.float32)
     half = np.isnan(points).sum(1) == 1
     if half.any():
@@ -333,9 +337,34 @@ def read_external(path: Path, dataset: PairDataset, plan: Plan, name: str) -> Pr
     return Predictions(prediction_table(rows()), meta, f"{path}: ")
 
 
-def _check_queries(path: Path, answers: pd.DataFrame, queries: pd.DataFrame) -> None:
+def warn_of_strange_answers(predictions: Predictions, what: str) -> None:
+    """Warns where answers look like a mistake of frame or axes: a number would come of them."""
+    points = predictions.points("pred")
+    answered = ~np.isnan(points).any(1)
+    if not answered.any():
+        log.warning("%s: none of %d queries is answered; all count as wrong", what, len(points))
+        return
+    sizes = [predictions.column(f"reference_{d}") for d in ("width", "height")]
+    size, points = np.stack(sizes, 1)[answered], points[answered]
+    if (np.abs(points) <= 1).all():
+        log.warning("%s: every answer lies within (-1, 1): px are meant, not shares", what)
+    outside = ((points < -0.5) | (points > size - 0.5)).any(1)
+    if outside.mean() > _MANY_OUTSIDE:
+        first = int(np.argmax(outside))
+        log.warning(
+            "%s: %d of %d answers lie outside their reference image, the first at (%g, %g) of one "
+            "%d wide and %d high; (x, y) px of the original image are meant",
+            what, outside.sum(), len(points), *points[first], *size[first],
+        )  # fmt: skip
+
+
+def _check_queries(path: Path, answers: pd.DataFrame, queries: pd.DataFrame, plan: Plan) -> None:
     """NemfError if the file repeats queries that are not the dataset's."""
     if not {"query_x", "query_y"} <= set(answers.columns):
+        log.warning(
+            "%s: holds no query_x, query_y, so its answers cannot be told from those to the other "
+            "direction's queries; they are taken to be %s", path, plan.direction,
+        )  # fmt: skip
         return
     names = ["query_x", "query_y"]
     given = answers[names].apply(_numeric).to_numpy()
@@ -361,6 +390,8 @@ def _read_answers(path: Path) -> pd.DataFrame:
             table = _answers_from(read_parquet(path, _ANSWER_COLUMNS, ["pair"]), path)
         else:
             text = read_within(path).decode("utf-8")
+            if not text.strip():
+                raise NemfError(f"{path}: is empty; it needs the columns pair, keypoint, x, y")
             header = next(csv.reader(io.StringIO(text, newline="")), [])
             if len(set(header)) < len(header):
                 raise NemfError(f"{path}: two columns of its header have one name")
@@ -376,8 +407,10 @@ def _read_answers(path: Path) -> pd.DataFrame:
         raise NemfError(f"{path}: cannot be read as CSV or parquet ({problem})") from None
     missing = [c for c in ("pair", "keypoint", "x", "y") if c not in table.columns]
     if missing:
+        has = ", ".join(map(repr, table.columns[:8])) or "none"
         raise NemfError(
-            f"{path}: lacks the column(s) {', '.join(missing)} (needs pair, keypoint, x, y)"
+            f"{path}: lacks the column(s) {', '.join(missing)} (needs pair, keypoint, x, y, "
+            f"separated by commas in CSV); it has {has}"
         )
     table = table.copy()
     table["pair"] = table["pair"].astype(str)

@@ -14,6 +14,7 @@ from mmengine.registry import Registry
 
 from nemf.cards import matcher_entry_point
 from nemf.datasets import CATALOGUE
+from nemf.errors import NemfError
 
 MATCHERS = Registry("matcher", parent=MMENGINE_MODELS, scope="nemf", locations=["nemf.matcher"])
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope="nemf", locations=["nemf.datasets"])
@@ -27,7 +28,17 @@ def matcher_class(name: str) -> type:
     point = matcher_entry_point(name)
     cls = MATCHERS.module_dict.get(name)
     if cls is None:
-        cls = point.load()
+        try:
+            cls = point.load()
+        except AttributeError:
+            if hasattr(import_module(point.module), point.attr):
+                raise
+            cls = None
+        if not (isinstance(cls, type) and hasattr(cls, "match")):
+            raise NemfError(
+                f"matcher {name!r}: its entry point {point.value!r} names no matcher class; write "
+                "MODULE:CLASS in pyproject.toml and `pip install -e .` once more"
+            )
         MATCHERS.register_module(name=name, module=cls)
     return cls
 

@@ -26,6 +26,7 @@ SCHEMA_FILE = Path(__file__).parent / "schemas" / "result-1.json"
 _KINDS = {"copy": "floor", "oracle-grid": "ceiling"}
 _LONGEST = 200  # characters of a message that quotes a document
 _SLACK = 1e-9  # intervals and means may differ by rounding
+_MEAN_SLACK = 1e-6  # of numbers that were written in full
 
 
 @cache
@@ -150,6 +151,11 @@ def _contradictions(result: dict[str, Any]) -> Iterator[str]:
         yield "dataset.official_pairs: a synthetic dataset has no official size"
     if dataset["n_unanswered"] > dataset["n_keypoints"]:
         yield "dataset.n_unanswered: more than there are keypoints"
+    if dataset["n_keypoints"] < dataset["n_pairs"]:
+        yield (
+            f"dataset.n_keypoints: {dataset['n_keypoints']}, but every one of {dataset['n_pairs']} "
+            "pairs has at least one"
+        )
     seen: dict[tuple[Any, ...], int] = {}
     for number, entry in enumerate(scores):
         at = f"scores[{number}]"
@@ -166,8 +172,40 @@ def _contradictions(result: dict[str, Any]) -> Iterator[str]:
             yield f"{at}: {entry['n_pairs']} pairs, but dataset.n_pairs is {dataset['n_pairs']}"
         if entry["n_pairs"] > dataset["n_pairs"]:
             yield f"{at}: {entry['n_pairs']} pairs of {dataset['n_pairs']}"
+    yield from _falling(scores)
+    yield from _other_means(scores, dataset["n_pairs"])
     if not any(group == "all" for group, _, _ in seen):
         yield "scores: none over all pairs (group all)"
     for group, averaging, alpha in seen:
         if ("all", averaging, alpha) not in seen:
             yield f"scores: {group} at {alpha:g} per {averaging}, but not all pairs"
+
+
+def _falling(scores: list[dict[str, Any]]) -> Iterator[str]:
+    """A larger alpha accepts every keypoint that a smaller one does."""
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in sorted(scores, key=lambda entry: entry["alpha"]):
+        key = entry["group"], entry["averaging"]
+        before = last.setdefault(key, entry)
+        if entry["pck"] < before["pck"] - _SLACK:
+            yield (
+                f"scores: {entry['group']} per {entry['averaging']} falls from pck "
+                f"{before['pck']} at {before['alpha']:g} to {entry['pck']} at {entry['alpha']:g}"
+            )
+        last[key] = entry
+
+
+def _other_means(scores: list[dict[str, Any]], n_pairs: int) -> Iterator[str]:
+    """Per image, the mean over all pairs is that of the classes, weighted by their pairs."""
+    classes: dict[float, dict[str, dict[str, Any]]] = {}
+    for entry in scores:
+        if entry["averaging"] == "image" and entry["group"] != "all":
+            classes.setdefault(entry["alpha"], {})[entry["group"]] = entry
+    for number, entry in enumerate(scores):
+        parts = classes.get(entry["alpha"], {}).values()
+        whole = entry["group"] == "all" and entry["averaging"] == "image"
+        if not whole or sum(part["n_pairs"] for part in parts) != n_pairs:
+            continue
+        mean = sum(part["pck"] * part["n_pairs"] for part in parts) / n_pairs
+        if abs(mean - entry["pck"]) > _MEAN_SLACK:
+            yield f"scores[{number}]: pck {entry['pck']}, but its classes' mean is {mean:.6f}"

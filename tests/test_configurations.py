@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from experiments.configurations import config_names, fill_weights, load_config, trained_file
+from experiments.configurations import (
+    CONFIGS,
+    config_names,
+    fill_weights,
+    load_config,
+    trained_file,
+    training_config,
+)
 from experiments.jobs import TABLES
 from nemf.cards import available_matchers
 from nemf.errors import NemfError, WeightsNotFound
@@ -102,3 +110,21 @@ def test_weights_that_are_named_win(weights: Path) -> None:
         config = load_config("cats_resnet101/spair", options)
         fill_weights(config, weights.parent)
         assert config.model.get("weights") == options.get("model.weights")
+
+
+def test_a_base_that_is_not_there_is_told_where_the_suites_lie(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text('_base_ = "cats_small.py"\n')
+    with pytest.raises(NemfError, match=r"own\.py: .*cats_small\.py is not there; .*configs$"):
+        training_config(str(own))
+
+
+def test_the_documented_recipe_starts_from_another(tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    (recipe,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    own = tmp_path / "own.py"
+    own.write_text(recipe.replace('"cats_small.py"', repr(str(CONFIGS / "training/cats_small.py"))))
+    config = training_config(str(own))
+    assert config.model.matcher == {"type": "mine", "init": "head"}
+    assert config.model.pairs_at_once == training_config("cats_small").model.pairs_at_once
+    assert config.train_cfg.max_epochs == 4

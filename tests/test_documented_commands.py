@@ -109,6 +109,8 @@ COMMANDS = [c for c in DOCUMENTED if not c.mention]
 
 # Page (any, if empty), pattern of the whole command, file and name of the test.
 ELSEWHERE = [
+    ("docs/training.md", r"python",
+     "test_configurations.py", "test_the_documented_recipe_starts_from_another"),
     ("docs/adding-a-matcher.md", r"pip .*",
      "test_packaging.py", "test_it_works_from_the_unpacked_wheel"),
     ("docs/adding-a-matcher.md", r"pytest .*",

@@ -164,6 +164,15 @@ def test_pictures_without_content_are_answered_inside_or_nan(matcher: Matcher, g
     assert ((inside > -60) & (inside < 180)).all()
 
 
+def test_answers_are_x_y_pixels_of_the_reference_image(matcher: Matcher) -> None:
+    """In a wide image the axes cannot be taken for each other, nor pixels for shares."""
+    (found,) = answer(matcher, [(image(1), image(2, 64, 500), queries(3, 12))])
+    answered = found.points[~torch.isnan(found.points).any(1)]
+    assert len(answered) > 0
+    assert ((answered > -60) & (answered < torch.tensor([560, 124]))).all()
+    assert answered.abs().max() > 1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_agrees_with_the_cpu(matcher: Matcher) -> None:
     """Within a pixel: rounding may flip a decision of a random network here and there."""
@@ -316,3 +325,15 @@ def test_copy_scales_by_the_image_sizes() -> None:
     pair = (image(1, 50, 100), image(2, 100, 50), torch.tensor([[10.0, 20.0], [0.0, 49.0]]))
     (found,) = answer(nemf.build_matcher("copy"), [pair])
     assert found.points.tolist() == [[5.0, 40.0], [0.0, 98.0]]
+
+
+@pytest.mark.parametrize("target", ["Missing", "CARD"])
+def test_an_entry_point_that_names_no_matcher_is_told(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import EntryPoint
+
+    point = EntryPoint("mine", f"baselines.copy:{target}", "nemf.matchers")
+    monkeypatch.setattr("nemf.registry.matcher_entry_point", lambda name: point)
+    with pytest.raises(NemfError, match=rf"'mine': its entry point 'baselines.copy:{target}'"):
+        nemf.build_matcher("mine")

@@ -27,7 +27,7 @@ from nemf.datasets.pfwillow import PFWillow
 from nemf.datasets.spair import SPair71k
 from nemf.errors import NemfError
 from nemf.matcher import Matcher, build_matcher
-from nemf.pairs import Plan
+from nemf.pairs import Matches, Plan
 from nemf.predictions import Predictions
 
 FORWARD, BACKWARD, PADDED = Plan("src2trg"), Plan("trg2src"), Plan("trg2src", "pair")
@@ -291,7 +291,48 @@ def test_infinite_answers_are_refused(
         return found
 
     monkeypatch.setattr(CopyKeypoints, "match", broken)
-    with pytest.raises(NemfError, match=r"matcher copy answered .*infinite values: True"):
+    with pytest.raises(NemfError, match=r"matcher copy, pair .*points has infinite"):
+        run("copy/pfwillow", tiny_pfwillow(), tmp_path)
+
+
+WRONG_ANSWERS: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
+    "transposed": (lambda xy: Matches(xy.T), r"points has shape \(2, 10\), not \(10, 2\)"),
+    "too few": (lambda xy: Matches(xy[:-1]), r"points has shape \(9, 2\), not \(10, 2\)"),
+    "bare tensor": (lambda xy: xy, r"answered Tensor, not nemf.pairs.Matches"),
+    "array": (lambda xy: Matches(xy.numpy()), r"points is a ndarray, not a tensor"),
+    "map as confidence": (
+        lambda xy: Matches(xy, xy),
+        r"confidence has shape \(10, 2\), not \(10,\): one number for each query",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ANSWERS)
+def test_answers_of_the_wrong_form_are_named(
+    name: str, tiny_pfwillow: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from baselines.copy import CopyKeypoints
+
+    real, (spoil, said) = CopyKeypoints.match, WRONG_ANSWERS[name]
+    monkeypatch.setattr(
+        CopyKeypoints, "match", lambda *given: [spoil(found.points) for found in real(*given)]
+    )
+    with pytest.raises(NemfError, match=rf"matcher copy, pair .*{said}"):
+        run("copy/pfwillow", tiny_pfwillow(), tmp_path)
+
+
+@pytest.mark.parametrize(("answers", "said"), [([], "pairs, not 0"), (None, "not NoneType")])
+def test_match_must_answer_every_pair(
+    answers: Any,
+    said: str,
+    tiny_pfwillow: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from baselines.copy import CopyKeypoints
+
+    monkeypatch.setattr(CopyKeypoints, "match", lambda *given: answers)
+    with pytest.raises(NemfError, match=f"one Matches for each of .*{said}"):
         run("copy/pfwillow", tiny_pfwillow(), tmp_path)
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from nemf.predictions import (
     prediction_table,
     query_list,
     read_external,
+    warn_of_strange_answers,
 )
 from nemf.scoring import get_protocol
 from reports.records import score_pairs
@@ -398,7 +400,7 @@ def _pick(rows: slice | list[int]) -> Callable[[pd.DataFrame], pd.DataFrame]:
 
 
 REFUSALS = {
-    "missing column": (_drop("y"), r"lacks the column\(s\) y"),
+    "missing column": (_drop("y"), r"lacks the column\(s\) y .*; it has 'pair', 'keypoint'"),
     "answered twice": (_pick([*range(30), 4, 5]), r"keypoint 4 is answered twice \(and 1 more\)"),
     "unknown pair": (_set(3, "pair", "elsewhere"), "pair elsewhere keypoint 3 is not in PF-WILLOW"),
     "blank pair": (_set(3, "pair", None), "pair  keypoint 3 is not in PF-WILLOW"),
@@ -427,11 +429,44 @@ def test_bad_answers_are_refused_by_file_and_reason(
     assert "\n" not in str(refused.value)
 
 
+def _swap(sheet: pd.DataFrame) -> pd.DataFrame:
+    return sheet.assign(x=sheet["y"] + 1000, y=sheet["x"])
+
+
+STRANGE = {
+    "outside": (_swap, "30 of 30 answers lie outside their reference image, the first at"),
+    "shares": (lambda sheet: sheet.assign(x=0.5, y=0.5), r"every answer lies within \(-1, 1\)"),
+    "declined": (lambda s: s.assign(x=None, y=None), "none of 30 queries is answered"),
+    "as they should be": (lambda sheet: sheet, None),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_answers_are_warned_of(
+    name: str, willow: PFWillow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change, said = STRANGE[name]
+    file = save(change(answer_sheet(willow)), tmp_path / "answers.csv")
+    predictions = read_external(file, willow, FORWARD, "m")
+    caplog.clear()
+    warn_of_strange_answers(predictions, "mine")
+    assert [bool(re.search(said or "", r.message)) for r in caplog.records] == [True] * bool(said)
+
+
+def test_answers_without_their_queries_are_taken_for_the_plans(
+    willow: PFWillow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sheet = answer_sheet(willow).drop(columns=["query_x", "query_y"], errors="ignore")
+    read_external(save(sheet, tmp_path / "answers.csv"), willow, FORWARD, "m")
+    assert "holds no query_x, query_y" in caplog.text
+    assert "src2trg" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
         ("gone.csv", None, "no such file"),
-        ("empty.csv", b"", "cannot be read as CSV or parquet"),
+        ("empty.csv", b"", "is empty; it needs the columns"),
         ("latin.csv", b"pair,keypoint,x,y\n\xff\xfe,0,1,2\n", "cannot be read as CSV or parquet"),
         ("ragged.csv", b"pair,keypoint\na,0\nb,1,2,3\n", "cannot be read as CSV or parquet"),
         ("text.parquet", b"pair,keypoint,x,y\n", "cannot be read as parquet"),

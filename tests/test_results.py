@@ -72,6 +72,15 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return document
 
 
+def _one_pair(pck_of_all: float) -> dict[str, Any]:
+    """A result whose one class holds all pairs, so that both have one mean."""
+    document = result(n_pairs=1, official_pairs=None)
+    for entry in document["scores"]:
+        if entry["group"] == "all":
+            entry["pck"] = pck_of_all
+    return document
+
+
 def record() -> dict[str, Any]:
     scores = score_pairs(three_pairs(), get_protocol("canonical@1"), (0.05, 0.1))
     return make_record(scores, "d" * 64, CODE)
@@ -161,6 +170,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "too many pairs": (result(n_pairs=12235), "dataset.n_pairs: 12235 of 12234"),
     "official synthetic": (result(synthetic=True), "a synthetic dataset has no official size"),
     "unanswered": (changed("dataset.n_unanswered", 90001), "more than there are keypoints"),
+    "pairs without keypoints": (
+        changed("dataset.n_keypoints", 12233),
+        "dataset.n_keypoints: 12233, but every one of 12234 pairs",
+    ),
+    "falls": (
+        changed("scores.2.pck", 0.45),
+        "scores: all per image falls from pck 0.5 at 0.05 to 0.45 at 0.1",
+    ),
+    "not the mean of its classes": (
+        _one_pair(pck_of_all=0.51),
+        "scores[0]: pck 0.51, but its classes' mean is 0.500000",
+    ),
     "half an interval": (changed("scores.0.low", None), "scores[0]: low and high must both"),
     "outside": (changed("scores.0.low", 0.55), "scores[0]: pck 0.5 lies outside [0.55, 0.6]"),
     "twice": (changed("scores.3.alpha", 0.05), "scores[3]: the same group, averaging and alpha"),

@@ -80,6 +80,11 @@ def score_command(
     if dataset is not None:
         chosen = chosen or [get_protocol("canonical@1")]
         file = _adopt(file, dataset, name, split, need(data, "--data"), out, chosen)
+    elif file.suffix.lower() in (".csv", ".txt", ".tsv"):
+        raise NemfError(
+            f"{file}: predictions made elsewhere need --dataset and --data (and --name, their row "
+            "in tables); see docs/predictions.md"
+        )
     meta = Predictions.read(file, ["pair"]).meta
     if not chosen:
         chosen = [
@@ -103,7 +108,7 @@ def _adopt(
     ``chosen`` protocols cannot score is refused before anything is written."""
     from experiments.jobs import open_dataset
     from experiments.store import Cell, slot_folder
-    from nemf.predictions import dataset_folder, read_external
+    from nemf.predictions import dataset_folder, read_external, warn_of_strange_answers
     from reports.records import keypoint_errors
 
     label = name or file.stem
@@ -111,6 +116,7 @@ def _adopt(
     predictions = read_external(file, opened, chosen[0].plan, label)
     for protocol in chosen:
         keypoint_errors(predictions, protocol)
+    warn_of_strange_answers(predictions, str(file))
     meta = predictions.meta
     cell = Cell(
         slot_folder(out, f"external-{label}", dataset_folder(meta), meta["plan"]), meta["key"]
