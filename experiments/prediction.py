@@ -240,7 +240,8 @@ class PredictLoop(BaseLoop):
         claim.check()
         cell.write_json("cell.json", meta)
         cell.finish(len(self.dataloader), meta)
-        warn_of_strange_answers(Predictions.read(cell.file), matcher.card.name)
+        columns = ("pred_x", "pred_y", "reference_width", "reference_height")
+        warn_of_strange_answers(Predictions.read(cell.file, columns), matcher.card.name)
 
     def _facts(self, matcher: Matcher, dataset: PairDataset, plan: Plan) -> dict[str, Any]:
         """Everything that can change a prediction."""

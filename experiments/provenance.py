@@ -7,13 +7,16 @@ import hashlib
 import importlib.util
 import platform
 import subprocess
+import sys
+import sysconfig
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("torch", "numpy", "pillow", "mmengine")
 _ROOTS = ("nemf", "baselines", "experiments")
+_NOT_ON_THE_PATH = ("reports",)  # what scores and draws makes no prediction stale
 
 
 @cache
@@ -45,27 +48,67 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def code_fingerprint(*modules: str) -> str:
-    """Hex SHA-256 over the modules and everything of this project (and of their own top-level
-    packages) that they import, directly or not.
+    """Hex SHA-256 over the modules and all that they import, directly or not: of this project, of
+    their own top-level packages, and of every other package that lies in a folder of its user's
+    (research code beside a matcher). Of an installed package that such code imports, the version.
 
-    Sources are compared as syntax trees without docstrings: comments and layout do not count.
+    Sources are compared as syntax trees without docstrings: comments and layout do not count. What
+    is imported under a computed name is not seen.
     """
     roots = {*_ROOTS, *(name.partition(".")[0] for name in modules)}
     seen: dict[str, str] = {}
-    queue = list(modules)
+    queue = [(name, name) for name in modules]
     while queue:
-        name = queue.pop()
-        if name in seen or name.partition(".")[0] not in roots:
+        name, importer = queue.pop()
+        root = name.partition(".")[0]
+        if name in seen:
+            continue
+        if root not in roots and not _is_the_users(root):
+            if importer.partition(".")[0] not in _ROOTS:
+                seen |= _installed(root)
             continue
         path = _source(name)
         if path is None:
             continue
+        if path.suffix != ".py":
+            seen[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            continue
         tree = ast.parse(path.read_bytes())
         seen[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
-        queue.extend(imported_modules(tree, name, is_package=path.name == "__init__.py"))
-        queue.append(name.rpartition(".")[0])
+        imported = imported_modules(tree, name, is_package=path.name == "__init__.py")
+        queue.extend((other, name) for other in [*imported, name.rpartition(".")[0]])
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(seen.items()))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _is_the_users(root: str) -> bool:
+    """Whether a top-level package is neither Python's, nor installed, nor of this project."""
+    if not root or root in sys.stdlib_module_names or root in (*_ROOTS, *_NOT_ON_THE_PATH):
+        return False
+    try:
+        spec = importlib.util.find_spec(root)
+    except (ModuleNotFoundError, ValueError):
+        return False
+    places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+    installed = {
+        sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+    return any(
+        place is not None
+        and Path(place).exists()  # neither "built-in" nor "frozen"
+        and not any(Path(place).is_relative_to(folder) for folder in installed)
+        and not {"site-packages", "dist-packages"} & {*Path(place).parts}
+        for place in places
+    )
+
+
+@cache
+def _installed(root: str) -> dict[str, str]:
+    """Version of each distribution that a top-level package is from; of Python's own, nothing."""
+    if not root or root in sys.stdlib_module_names or root in _NOT_ON_THE_PATH:
+        return {}
+    return {f"{name}==": version(name) for name in packages_distributions().get(root, [])}
 
 
 def imported_modules(tree: ast.AST, module: str, *, is_package: bool = False) -> list[str]:
@@ -93,7 +136,7 @@ def _source(module: str) -> Path | None:
     except (ModuleNotFoundError, AttributeError, ValueError):
         return None
     origin = spec.origin if spec else None
-    return Path(origin) if origin and origin.endswith(".py") else None
+    return Path(origin) if origin and origin.endswith((".py", ".so", ".pyd")) else None
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

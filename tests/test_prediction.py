@@ -422,6 +422,45 @@ def test_the_code_fingerprint_covers_the_matcher_and_ignores_comments(
     assert fingerprint() != first
 
 
+def test_the_code_fingerprint_covers_research_code_beside_a_matcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an edited network would be answered from predictions of the one before."""
+    files = {
+        name: tmp_path / f"{name}.py"
+        for name in ("beside_matcher", "beside_network", "beside_layers")
+    }
+    files["beside_matcher"].write_text("def late():\n    from beside_network import net\n")
+    files["beside_network"].write_text("import json, hypothesis, beside_layers\nnet = 1\n")
+    files["beside_layers"].write_text("width = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def fingerprint() -> str:
+        for cached in (provenance.code_fingerprint, provenance._installed):
+            cached.cache_clear()
+        return provenance.code_fingerprint("experiments.prediction", "beside_matcher")
+
+    first = fingerprint()
+    files["beside_layers"].write_text("width = 1  # a comment\n")
+    assert fingerprint() == first
+    files["beside_layers"].write_text("width = 2\n")
+    second = fingerprint()
+    assert second != first
+    real = provenance.version
+    monkeypatch.setattr(
+        provenance, "version", lambda name: "0" if name == "hypothesis" else real(name)
+    )
+    assert fingerprint() != second
+
+
+def test_installed_packages_are_not_taken_for_the_users() -> None:
+    """Their sources are their version's."""
+    for name in ("torch", "numpy", "yaml", "json", "sys", "reports", "nowhere_at_all", ""):
+        assert not provenance._is_the_users(name)
+    assert provenance._installed("yaml").keys() == {"PyYAML=="}
+    assert provenance._installed("json") == {}
+
+
 def test_scoring_and_reports_are_not_on_the_prediction_path() -> None:
     """A change of a score must not make predictions stale."""
     queue, seen = ["experiments.prediction", "baselines.hpf", "baselines.nearest"], set()
