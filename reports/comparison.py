@@ -129,7 +129,7 @@ def _candidates(
     else:
         hits = [(f, m) for f, m in stored if m["matcher"]["label"] in names]
         hits = hits or [(f, m) for f, m in stored if m["matcher"]["name"] == name]
-    if not hits and Path(name).is_dir():
+    if not hits and "/" in name and Path(name).is_dir():  # a matcher may be called as a folder
         raise NemfError(
             f"{name}: is a folder; of another outputs folder give the {FILE_NAME} of one run"
         )
