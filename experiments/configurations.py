@@ -9,6 +9,7 @@ through ``_base_``) works everywhere a name does.
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 CONFIGS = Path(__file__).parent / "configs"
+_ENTRIES = ("label", "model", "batch", "recipe", "checkpoints", "dataset", "predict", "seed")
 
 
 def config_names(kind: str) -> list[str]:
@@ -45,6 +47,7 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
         parts = (("matchers", matcher), ("datasets", dataset))
         bases = [CONFIGS / "runtime.py", *(_base(kind, part, name) for kind, part in parts)]
         config = _parse(lambda: _inherit(bases), name)
+    _check_entries(config, name)
     return _merged(config, options, name)
 
 
@@ -93,7 +96,13 @@ def fill_weights(config: Config, out: Path) -> None:
         places.append(Path(folder) / wanted)
     found = next((place for place in places if place.is_file()), None)
     if found is None:
+        known = config_names("training")
         train = f"run `nemf train {recipe}`, or " if recipe else ""
+        if recipe and recipe not in known:
+            train = (
+                f"no recipe of the suite is called {recipe!r}{did_you_mean(recipe, known)}; one of "
+                f"your own is trained by `nemf train PATH/{recipe}.py`; or "
+            )
         raise WeightsNotFound(
             f"no weights for {config.label}: {train}put {wanted} into the folder of --weights "
             f"({folder or 'not given'})"
@@ -147,6 +156,23 @@ def relabel(config: Config, options: dict[str, Any], label: str | None = None) -
         if key.startswith("model.")
     )
     config.label = label or (f"{config.label} [{changed}]" if changed else config.label)
+
+
+def _check_entries(config: Config, name: str) -> None:
+    """NemfError for an entry that looks like a mistyped one, which nobody would read, and for a
+    label that names no row. Other entries are the config's own: it is Python and may compute."""
+    for entry in config:
+        close = difflib.get_close_matches(entry, _ENTRIES, n=1, cutoff=0.75)
+        if entry not in _ENTRIES and close:
+            raise NemfError(
+                f"{name}: unknown entry {entry!r} (did you mean {close[0]!r}?); an entry of your "
+                "own needs a name that looks like none of them"
+            )
+    label = config.get("label")
+    if not isinstance(label, str) or not label.strip():
+        raise NemfError(
+            f"{name}: label must be a text, the name of its row in tables, not {label!r}"
+        )
 
 
 def _check_key(config: Config, key: str, name: str) -> None:

@@ -244,6 +244,9 @@ class _Runs:
     def _run(self, config: str, protocols: list[str]) -> dict[str, Any]:
         label, begun = self.checkout.commit.label, time.monotonic()
         weights = ["--weights", str(self.weights)] if self.weights else []
+        # Commits may give one label to different methods; this store has files, but no rows.
+        for pointer in self.store.glob("predictions/*/*/*/current"):
+            pointer.unlink()
         printed = self.checkout.nemf(
             "predict", config, "--data", str(self.data), "--out", str(self.store),
             "--protocol", protocols[0], *weights,

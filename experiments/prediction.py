@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -32,11 +34,11 @@ from experiments.ranks import (
     join,
     share,
 )
-from experiments.store import Cell, cell_key, slot_folder
+from experiments.store import Cell, cell_key, check_row, slot_folder
 from nemf.claims import Claim
 from nemf.datasets import dataset_class
 from nemf.datasets.index import PairDataset
-from nemf.errors import NemfError
+from nemf.errors import NemfError, did_you_mean
 from nemf.matcher import Matcher
 from nemf.pairs import Matches, OrientedPair, Pair, Plan
 from nemf.predictions import (
@@ -148,6 +150,7 @@ class PredictLoop(BaseLoop):
         key = cell_key(facts)
         slot = slot_folder(self.out, self.label, dataset_folder(facts), str(plan))
         cell = Cell(slot, key)
+        from_first(lambda: check_row(self.out, slot, self.label, matcher.card.name, facts))
         if not from_first(lambda: cell.complete):
             with held_for_all(cell.claim, self.wait) as claim:
                 if not from_first(lambda: cell.complete):  # another job may have been faster
@@ -315,9 +318,23 @@ def predict(
                 _ = runner.test_loop  # opens the dataset: rank 0 makes its index
             return runner.test()
     except TypeError as problem:
-        if "__init__() got an unexpected keyword argument" in str(problem):
-            raise NemfError(f"config: {problem}") from None
-        raise
+        found = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(problem))
+        if found is None:
+            raise
+        raise NemfError(_unknown_keyword(config, *found.groups())) from None
+
+
+def _unknown_keyword(config: Config, constructor: str, keyword: str) -> str:
+    """What is wrong with a config that gives ``constructor`` a keyword that it does not have."""
+    for part, find in (("model", matcher_class), ("dataset", dataset_class)):
+        cls = find(config[part].type)
+        if cls.__name__ == constructor:
+            known = list(inspect.signature(cls).parameters)
+            return (
+                f"config {config.label!r}: {part} has the unknown keyword {keyword!r}"
+                f"{did_you_mean(keyword, known)}; {config[part].type} takes {', '.join(known)}"
+            )
+    return f"config {config.label!r}: {constructor} has no keyword {keyword!r}"
 
 
 def _check(config: Config) -> None:

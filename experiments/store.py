@@ -27,6 +27,7 @@ from nemf.files import write_text, write_whole
 from nemf.predictions import FILE_NAME, SCHEMA, Predictions
 from nemf.processes import sweep_folder
 from nemf.reading import read_parquet
+from reports.records import current_predictions
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,52 @@ def _readable(path: Path) -> bool:
         return read_parquet(path).schema.equals(SCHEMA)
     except (OSError, NemfError):
         return False
+
+
+def check_row(
+    out: Path, slot: Path, label: str, matcher: str, facts: dict[str, Any] | None = None
+) -> None:
+    """That predictions of ``matcher`` may become the row ``label`` in ``slot``; ``facts`` are None
+    for predictions made elsewhere.
+
+    NemfError if the label, or the folder that it shares with a similar label, is the row of another
+    method below ``out``: its numbers would be replaced by these. A warning if the row's config
+    changes, which is an edit, or a copy of a config whose label was left as it was.
+    """
+    for name in (label, f"external-{label}"):
+        for file in current_predictions(out, slug(name)):
+            try:
+                there = Predictions.read(file, ["pair"]).meta["matcher"]
+            except NemfError:
+                continue  # damaged: it is predicted anew, or refused where it is read
+            here = file.parent.parent == slot
+            if there["label"] != label and not here:
+                continue
+            outside = bool(there.get("external"))
+            alike = outside or there["name"] == matcher
+            if there["label"] == label and outside == (facts is None) and alike:
+                if here and facts is not None:
+                    _tell_changes(label, there["config"], facts["matcher"], file)
+                continue
+            whose = "predictions made elsewhere" if outside else f"matcher {there['name']}"
+            raise NemfError(
+                f"the row {label!r} would replace or join {there['label']!r} of {whose} ({file}): "
+                "give it another label (--label, label in its config, --name), or remove "
+                f"{file.parent.parent} if that is no longer wanted"
+            )
+
+
+def _tell_changes(label: str, before: Any, after: Any, file: Path) -> None:
+    was, now = (json.loads(json.dumps(c, default=_listed)) for c in (before, after))
+    changed = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+    if changed:
+        log.warning(
+            "the row %r was predicted with another config (%s) and now shows this one; for both "
+            "give one another label. The older predictions stay in %s",
+            label,
+            "; ".join(f"{k}: {was.get(k)!r}, now {now.get(k)!r}" for k in changed),
+            file.parent,
+        )
 
 
 def slot_folder(out: Path, label: str, dataset: str, plan: str) -> Path:

@@ -127,6 +127,10 @@ class Predictions:
             table = read_parquet(path, columns, _TEXT_COLUMNS)
         except FileNotFoundError:
             raise NemfError(f"{path}: no such prediction file") from None
+        except NemfError as problem:
+            if "cannot be read as parquet" not in str(problem):
+                raise
+            raise NemfError(f"{problem}; predict anew, or remove it") from None
         text = (table.schema.metadata or {}).get(b"nemf")
         if text is None:
             raise NemfError(

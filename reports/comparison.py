@@ -25,7 +25,7 @@ from nemf.errors import NemfError
 from nemf.files import write_text
 from nemf.match_pictures import draw_matches
 from nemf.pairs import FLAGS
-from nemf.predictions import Predictions, dataset_folder
+from nemf.predictions import FILE_NAME, Predictions, dataset_folder
 from nemf.scoring import Averaging, Protocol, check_alphas
 from reports.comparison_page import conclusion, draw_curves, headline, markdown
 from reports.confusions import keypoint_names, left_right, nearer_to_another
@@ -129,6 +129,10 @@ def _candidates(
     else:
         hits = [(f, m) for f, m in stored if m["matcher"]["label"] in names]
         hits = hits or [(f, m) for f, m in stored if m["matcher"]["name"] == name]
+    if not hits and "/" in name and Path(name).is_dir():  # a matcher may be called as a folder
+        raise NemfError(
+            f"{name}: is a folder; of another outputs folder give the {FILE_NAME} of one run"
+        )
     if not hits:
         known = ", ".join(sorted({repr(m["matcher"]["label"]) for _, m in stored})) or "nothing"
         raise NemfError(

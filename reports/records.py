@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from nemf.predictions import FILE_NAME, Predictions
 from nemf.reading import read_json
 from nemf.scoring import Protocol, check_alphas, check_errors, correct, errors_px, lengths_px
 from reports.statistics import dyadic_mean
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 _LARGEST = 1e300  # a JSON file may hold larger integers, which are no floats
@@ -229,7 +233,10 @@ def read_record(path: Path) -> dict[str, Any]:
     can."""
     record = read_json(path, "a score record")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise NemfError(f"{path}: not a score record of format {FORMAT}; run `nemf score` again")
+        raise NemfError(
+            f"{path}: not a score record of format {FORMAT}; run `nemf score` "
+            "again, or remove the file if it is none of the suite's"
+        )
     problem = _record_problem(record)
     if problem is not None:
         raise NemfError(f"{path}: {problem}; run `nemf score` again")
@@ -270,17 +277,25 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # so not NaN either
 
 
-def current_predictions(out: Path) -> list[Path]:
-    """The current, complete prediction files below an output folder, in a fixed order.
+def current_predictions(out: Path, row: str = "*") -> list[Path]:
+    """The current, complete prediction files below an output folder, in a fixed order; of one
+    ``row``'s folder, if given.
 
     Each lies in ``predictions/<label>/<dataset>/<plan>/<key>/``; ``current`` beside the key's
-    folder names the key. Records lie in ``scores/`` beside the file.
+    folder names the key. Records lie in ``scores/`` beside the file. A ``current`` that names no
+    prediction is warned of: its row is left out.
     """
     files = []
-    for pointer in sorted((out / "predictions").glob("*/*/*/current")):
-        file = pointer.parent / pointer.read_text(encoding="utf-8").strip() / FILE_NAME
-        if file.exists():
+    for pointer in sorted((out / "predictions").glob(f"{row}/*/*/current")):
+        key = pointer.read_bytes().decode(errors="replace").strip()
+        file = pointer.parent / key / FILE_NAME
+        if re.fullmatch(r"[\w-]+", key) and file.is_file():
             files.append(file)
+        else:
+            log.warning(
+                "%s: names no prediction (%.40r), so its row is left out: predict it anew, or "
+                "remove %s", pointer, key, pointer.parent,
+            )  # fmt: skip
     return files
 
 

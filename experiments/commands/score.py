@@ -107,7 +107,7 @@ def _adopt(
     """Takes predictions made elsewhere into the store, as the current cell of that method; what the
     ``chosen`` protocols cannot score is refused before anything is written."""
     from experiments.jobs import open_dataset
-    from experiments.store import Cell, slot_folder
+    from experiments.store import Cell, check_row, slot_folder
     from nemf.predictions import dataset_folder, read_external, warn_of_strange_answers
     from reports.records import keypoint_errors
 
@@ -118,9 +118,9 @@ def _adopt(
         keypoint_errors(predictions, protocol)
     warn_of_strange_answers(predictions, str(file))
     meta = predictions.meta
-    cell = Cell(
-        slot_folder(out, f"external-{label}", dataset_folder(meta), meta["plan"]), meta["key"]
-    )
+    slot = slot_folder(out, f"external-{label}", dataset_folder(meta), meta["plan"])
+    check_row(out, slot, label, label)
+    cell = Cell(slot, meta["key"])
     predictions.write(cell.file)
     cell.make_current()
     return cell.file
