@@ -90,8 +90,7 @@ def _built(name: str, options: dict[str, Any], out: Path) -> Chosen:
         model = dict(config.model)
         matcher = build_matcher(model.pop("type"), **model)
     except WeightsNotFound as problem:
-        where = "" if "--weights" in str(problem) else "; --weights names that folder"
-        raise WeightsNotFound(f"{name}: {problem}{where}") from None
+        raise WeightsNotFound(f"{name}: {problem}") from None
     found = [getattr(module, "weights_file", None) for module in matcher.modules()]
     file = config.model.get("weights") or next(filter(None, found), None)
     return Chosen(name, config.label, matcher, Path(file).resolve() if file else None)

@@ -200,9 +200,10 @@ def _found(name: str) -> Path:
         raise NemfError(f"several files could be the {name}: choose by weights= from {names}")
     if not paths:
         raise WeightsNotFound(
-            f"no weights for {name}: pass weights=FILE (the official {name}_pretrain.pth or the "
-            f"pytorch_model.bin of the transformers library), put {name}*.pth into the folder "
-            f"NEMF_WEIGHTS ({folder or 'not set'}), or pass init='random'"
+            f"no weights for {name}: put {name}*.pth (the official {name}_pretrain.pth or the "
+            "pytorch_model.bin of the transformers library) into the folder of --weights "
+            f"({f'NEMF_WEIGHTS={folder}' if folder else 'or set NEMF_WEIGHTS'}), or in Python pass "
+            "weights=FILE or init='random'"
         )
     log.info("%s: weights from %s", name, paths[0])
     return paths[0]

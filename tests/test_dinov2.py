@@ -217,7 +217,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_where_weights_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WeightsNotFound, match=r"no weights for dinov2_tiny.*NEMF_WEIGHTS \(not"):
+    with pytest.raises(WeightsNotFound, match=r"no weights for dinov2_tiny.*--weights \(or set"):
         build_dinov2(TINY)
     monkeypatch.setenv("NEMF_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsNotFound, match=str(tmp_path)):

@@ -351,7 +351,7 @@ def test_missing_weights_say_what_to_do(nemf: Any, tmp_path: Path) -> None:
     assert result.status == 2
     assert result.err.startswith("nemf: hpf_resnet18: no weights for resnet18: ")
     assert "allow the download with --download" in result.err
-    assert "--weights names that folder" in result.err
+    assert "put resnet18*.pth into the folder of --weights" in result.err
     result = nemf("match", image, image, "--matcher", "cats_small")
     assert "run `nemf train cats_small`" in result.err
 
