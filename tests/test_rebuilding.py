@@ -361,7 +361,7 @@ def test_two_folders_publish_to_one_server_at_once(server: Path, tmp_path: Path)
         for slot in ("a", "b"):
             score(prediction_file(out, slot=slot))
     both = [subprocess.Popen([sys.executable, "-c", code, out]) for out in outs]
-    assert [process.wait(120) for process in both] == [0, 0]
+    assert [process.wait(600) for process in both] == [0, 0]
     store = MlflowClient()
     runs = store.search_runs([store.get_experiment_by_name("nemf").experiment_id])
     assert len(runs) == len({run.data.tags["nemf.cell"] for run in runs}) == 2
