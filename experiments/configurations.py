@@ -97,8 +97,10 @@ def fill_weights(config: Config, out: Path) -> None:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         known = config_names("training")
-        train = f"run `nemf train {recipe}`, or " if recipe else ""
-        if recipe and recipe not in known:
+        train = ""
+        if recipe in known:
+            train = f"run `nemf train {recipe}`, or "
+        elif recipe:
             train = (
                 f"no recipe of the suite is called {recipe!r}{did_you_mean(recipe, known)}; one of "
                 f"your own is trained by `nemf train PATH/{recipe}.py`; or "

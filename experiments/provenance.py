@@ -17,6 +17,7 @@ from typing import Any
 LIBRARIES = ("torch", "numpy", "pillow", "mmengine")
 _ROOTS = ("nemf", "baselines", "experiments")
 _NOT_ON_THE_PATH = ("reports",)  # what scores and draws makes no prediction stale
+_distributions = cache(packages_distributions)  # reads the records of all that is installed
 
 
 @cache
@@ -108,7 +109,7 @@ def _installed(root: str) -> dict[str, str]:
     """Version of each distribution that a top-level package is from; of Python's own, nothing."""
     if not root or root in sys.stdlib_module_names or root in _NOT_ON_THE_PATH:
         return {}
-    return {f"{name}==": version(name) for name in packages_distributions().get(root, [])}
+    return {f"{name}==": version(name) for name in _distributions().get(root, [])}
 
 
 def imported_modules(tree: ast.AST, module: str, *, is_package: bool = False) -> list[str]:
